@@ -1,0 +1,309 @@
+"""Immutable, content-addressed folders with a manifest: how every Dataset, Bundle and Index is kept.
+
+A folder is staged beside its final place, hashed, given `manifest.json` and then renamed, so a failed stage
+leaves nothing half-written. On an object store the manifest is uploaded last and is the commit mark.
+This module does not know what the files mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+
+from pyarrow import fs as pafs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+
+__all__ = [
+    "Artifact",
+    "ArtifactKind",
+    "FileEntry",
+    "Manifest",
+    "Workspace",
+    "create_artifact",
+    "open_artifact",
+    "read_json",
+    "write_json_atomic",
+]
+
+ArtifactKind: TypeAlias = Literal["dataset", "vectors", "bundle", "index", "evaluation", "campaign"]
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LIBRARIES = ("numpy", "polars", "pyarrow", "ray", "torch", "transformers", "deepspeed", "faiss-cpu")
+
+
+class FileEntry(BaseModel):
+    """Size and hash of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(BaseModel):
+    """What an artifact says about itself. `id` hashes kind, config, parents and file contents, not the time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ArtifactKind
+    format_version: int
+    id: str
+    created_at: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    metrics: dict[str, Any]
+    libraries: dict[str, str]
+    git_commit: str | None
+    files: dict[str, FileEntry]
+
+
+class Artifact(BaseModel):
+    """An opened artifact: where it is, a local folder with its files, and its manifest."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    uri: str
+    path: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """The content hash, 16 hexadecimal digits."""
+        return self.manifest.id
+
+
+def create_artifact(
+    root: str,
+    kind: ArtifactKind,
+    write: Callable[[Path], None],
+    *,
+    config: Mapping[str, Any],
+    parents: Mapping[str, str] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Let `write(folder)` fill a staging folder, then commit it as `<root>/<kind>-<id>`.
+
+    An artifact with the same content that is already there is returned as it is. When `write` raises, the
+    staging folder is removed and the error goes on.
+    """
+    filesystem, base = _filesystem(root)
+    with _staging_folder(filesystem, base, kind) as folder:
+        write(folder)
+        files = _hash_files(folder)
+        identity = {
+            "kind": kind, "config": dict(config), "parents": dict(parents or {}),
+            "files": {name: entry.sha256 for name, entry in files.items()},
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        manifest = Manifest(
+            kind=kind, format_version=FORMAT_VERSION, id=digest,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            config=dict(config), parents=dict(parents or {}), metrics=dict(metrics or {}),
+            libraries=_library_versions(), git_commit=_git_commit(), files=files,
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        name = f"{kind}-{digest}"
+        _commit(filesystem, folder, str(PurePosixPath(base) / name))
+    return open_artifact(f"{root.rstrip('/')}/{name}", kind, verify=False)
+
+
+def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artifact:
+    """Open a committed artifact and, with `verify`, compare every file with its manifest's hash.
+
+    Remote artifacts are downloaded once to a cache folder named by their id. Raises ArtifactNotFoundError,
+    ArtifactMismatchError (another kind, or written by a newer format), CorruptArtifactError naming the file.
+    """
+    filesystem, base = _filesystem(uri)
+    manifest = _read_manifest(filesystem, base, uri)
+    if manifest.kind != kind:
+        raise ArtifactMismatchError(f"{uri} is a {manifest.kind}, not a {kind}: pass the URI of a {kind}.")
+    if manifest.format_version != FORMAT_VERSION:
+        raise ArtifactMismatchError(
+            f"{uri} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
+            f"make the {kind} again with this version."
+        )
+    path = Path(base) if _is_local(filesystem) else _download(filesystem, base, manifest)
+    if verify:
+        _verify(path, manifest, uri)
+    return Artifact(uri=uri, path=path, manifest=manifest)
+
+
+class Workspace:
+    """The folder (or bucket) of one recipe: artifacts by kind, and a pointer to the newest of each."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+
+    def root(self, kind: str) -> str:
+        """URI of the folder that holds artifacts of this kind."""
+        return f"{self.uri}/{kind}s" if kind != "index" else f"{self.uri}/indexes"
+
+    def set_latest(self, kind: str, uri: str) -> None:
+        """Remember the newest artifact of a kind; replaced atomically."""
+        write_json_atomic(f"{self.uri}/latest/{kind}.json", {"uri": uri})
+
+    def latest(self, kind: str, *, made_by: str) -> str:
+        """URI of the newest artifact of a kind. Raises ArtifactNotFoundError naming the verb that makes it."""
+        try:
+            return str(read_json(f"{self.uri}/latest/{kind}.json")["uri"])
+        except FileNotFoundError:
+            raise ArtifactNotFoundError(
+                f"There is no {kind} in {self.uri} yet: run `llmrec {made_by}` with the same recipe first."
+            ) from None
+
+    def local_folder(self, name: str) -> Path:
+        """A local folder of the workspace, made when missing. Raises ArtifactError for a remote workspace."""
+        filesystem, base = _filesystem(self.uri)
+        if not _is_local(filesystem):
+            raise ArtifactError(f"{self.uri} is not a local folder, but {name} must be kept on a local disk.")
+        folder = Path(base) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
+    """Write one JSON file so that a reader sees the old or the new one, never a part."""
+    filesystem, path = _filesystem(uri)
+    payload = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    if not _is_local(filesystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(payload)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with temporary.open("wb") as handle:
+        handle.write(payload)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(target)
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """Read one JSON object. Raises FileNotFoundError when it is not there, CorruptArtifactError when it is not JSON."""
+    filesystem, path = _filesystem(uri)
+    with filesystem.open_input_stream(path) as stream:
+        payload = stream.read()
+    try:
+        value = json.loads(payload)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{uri} is not valid JSON ({error}): restore it or make it again.") from None
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{uri} does not hold a JSON object: restore it or make it again.")
+    return value
+
+
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"The URI {uri} cannot be used: {error}") from None
+    return filesystem, path
+
+
+def _is_local(filesystem: pafs.FileSystem) -> bool:
+    return isinstance(filesystem, pafs.LocalFileSystem)
+
+
+@contextlib.contextmanager
+def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterator[Path]:
+    parent = Path(base) if _is_local(filesystem) else Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f".staging-{kind}-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash_files(folder: Path) -> dict[str, FileEntry]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=_sha256(path), size_bytes=path.stat().st_size)
+        for path in files
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _commit(filesystem: pafs.FileSystem, folder: Path, target: str) -> None:
+    if _is_local(filesystem):
+        with contextlib.suppress(FileExistsError, OSError):
+            folder.rename(target)
+        if not (Path(target) / MANIFEST).is_file():
+            raise ArtifactError(f"{target} could not be written: is there space, and may this user write there?")
+        return
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
+        destination = f"{target}/{name}"
+        filesystem.create_dir(str(PurePosixPath(destination).parent), recursive=True)
+        pafs.copy_files(str(folder / name), destination, source_filesystem=pafs.LocalFileSystem(),
+                        destination_filesystem=filesystem)
+
+
+def _read_manifest(filesystem: pafs.FileSystem, base: str, uri: str) -> Manifest:
+    try:
+        with filesystem.open_input_stream(f"{base}/{MANIFEST}") as stream:
+            payload = stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactNotFoundError(f"There is no artifact at {uri} (no {MANIFEST}): check the URI.") from None
+    try:
+        return Manifest.model_validate_json(payload)
+    except ValidationError:
+        raise CorruptArtifactError(f"{uri}/{MANIFEST} is damaged: restore the folder or make it again.") from None
+
+
+def _download(filesystem: pafs.FileSystem, base: str, manifest: Manifest) -> Path:
+    cache = Path(os.environ.get("LLMREC_CACHE", Path.home() / ".cache" / "llmrec_ray")) / "artifacts"
+    target = cache / f"{manifest.kind}-{manifest.id}"
+    if (target / MANIFEST).is_file():
+        return target
+    with _staging_folder(pafs.LocalFileSystem(), str(cache), manifest.kind) as folder:
+        pafs.copy_files(base, str(folder), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+        with contextlib.suppress(OSError):
+            folder.rename(target)
+    return target
+
+
+def _verify(path: Path, manifest: Manifest, uri: str) -> None:
+    remedy = f"restore it from a copy or make the {manifest.kind} again"
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise CorruptArtifactError(f"{uri} lacks its file {name}: {remedy}.")
+        if file.stat().st_size != entry.size_bytes or _sha256(file) != entry.sha256:
+            raise CorruptArtifactError(f"{name} in {uri} does not match its manifest's hash: {remedy}.")
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

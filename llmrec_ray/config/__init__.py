@@ -1,0 +1,46 @@
+"""Recipes: YAML files and dotted overrides, validated in milliseconds without torch or ray."""
+
+from llmrec_ray.config.load import load_recipe, recipe_names
+from llmrec_ray.config.schema import (
+    DataConfig,
+    EncoderConfig,
+    EvaluateConfig,
+    FusionConfig,
+    IndexConfig,
+    ItemItemConfig,
+    LogColumns,
+    LogConfig,
+    ModelConfig,
+    Recipe,
+    Replicas,
+    RetrievalConfig,
+    ServeConfig,
+    SignalName,
+    SourceName,
+    TableConfig,
+    TrainConfig,
+    TuneConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "FusionConfig",
+    "IndexConfig",
+    "ItemItemConfig",
+    "LogColumns",
+    "LogConfig",
+    "ModelConfig",
+    "Recipe",
+    "Replicas",
+    "RetrievalConfig",
+    "ServeConfig",
+    "SignalName",
+    "SourceName",
+    "TableConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "load_recipe",
+    "recipe_names",
+]

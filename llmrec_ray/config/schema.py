@@ -1,0 +1,348 @@
+"""The recipe as frozen, typed sections: every knob once, unknown keys forbidden, one sentence on how to choose.
+
+Entry points receive the whole `Recipe`; components receive their section only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+__all__ = [
+    "DataConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "FusionConfig",
+    "IndexConfig",
+    "ItemItemConfig",
+    "LogConfig",
+    "ModelConfig",
+    "Recipe",
+    "RetrievalConfig",
+    "ServeConfig",
+    "SignalName",
+    "SourceName",
+    "TableConfig",
+    "TrainConfig",
+    "TuneConfig",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
+SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
+SourceName = Literal["neural", "item_item", "text", "popularity"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LogColumns(Section):
+    """Which columns of the log hold what."""
+
+    user_id: str = "user_id"
+    """Column with the user's id; any type, kept as a string."""
+    item_id: str = "item_id"
+    """Column with the item's id; any type, kept as a string."""
+    timestamp: str = "timestamp"
+    """Column with the time of the event, see `timestamp_unit`."""
+    value: str | None = None
+    """Optional column with a rating or weight; absent means 1.0 for every event."""
+
+
+class LogConfig(Section):
+    """Where the behaviour log is and how to read it."""
+
+    paths: tuple[str, ...]
+    """Files or globs; `{raw}` is the folder that `data fetch` fills."""
+    format: FileFormat = "parquet"
+    """How the files are encoded; TSV and CSV need a header row."""
+    columns: LogColumns = LogColumns()
+    """Mapping from this log's column names."""
+    timestamp_unit: Literal["s", "ms", "us", "iso8601"] = "s"
+    """Unit of numeric timestamps since 1970 UTC, or text in ISO 8601."""
+    min_value: float | None = None
+    """Keep only events with at least this value; leave empty for implicit feedback."""
+
+
+class TableConfig(Section):
+    """A table of items or users with their descriptions."""
+
+    paths: tuple[str, ...]
+    """Files or globs; `{raw}` is the folder that `data fetch` fills."""
+    format: FileFormat = "parquet"
+    """How the files are encoded."""
+    id: str
+    """Column with the id that the log refers to."""
+    title: str | None = None
+    """Column with a short name for people; the id when absent."""
+    template: str
+    """Text for the encoder, columns in braces: "{title} ({year}). Genres: {genres}"."""
+    attributes: tuple[str, ...] = ()
+    """Columns kept beside the text for request filters."""
+
+
+class DataConfig(Section):
+    """From raw files to a Dataset."""
+
+    fetch: Literal["movielens-100k"] | None = None
+    """Public data set that `data fetch` brings; empty for your own files."""
+    interactions: LogConfig
+    """The behaviour log."""
+    items: TableConfig | None = None
+    """Item descriptions; without them the text signal is off and items have only their ids."""
+    users: TableConfig | None = None
+    """User descriptions (profiles); optional."""
+    min_user_interactions: PositiveInt = 5
+    """k-core: users with fewer events are dropped (3 is the least that a leave-one-out split can use)."""
+    min_item_interactions: PositiveInt = 1
+    """k-core: items with fewer events are dropped."""
+    max_bad_ratio: Fraction = 0.01
+    """Stop when a larger share of rows than this is quarantined."""
+    split: Literal["leave_one_out"] = "leave_one_out"
+    """Last event of each user = test, second last = validation, rest = train."""
+
+    @model_validator(mode="after")
+    def _check_split_needs_three(self) -> DataConfig:
+        if self.min_user_interactions < 3:
+            raise ValueError(
+                f"min_user_interactions is {self.min_user_interactions}, but a leave_one_out split needs 3 events "
+                "per user (train, validation, test): set data.min_user_interactions to 3 or more"
+            )
+        return self
+
+
+class EncoderConfig(Section):
+    """The language model that turns text into vectors."""
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """A local folder or a Hugging Face model name; BERT family here."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """How token states become one vector; use what the model was trained with."""
+    max_tokens: PositiveInt = 128
+    """Texts are cut to this many tokens."""
+    max_batch_tokens: PositiveInt = 1024
+    """Padded tokens in one forward pass; small is faster on a CPU, large on a GPU."""
+    tuning: Literal["frozen", "top_layers"] = "frozen"
+    """`frozen` uses cached vectors; `top_layers` also trains the last `top_layers` blocks."""
+    top_layers: PositiveInt = 2
+    """How many transformer blocks `tuning: top_layers` trains."""
+    learning_rate: PositiveFloat = 2e-5
+    """Learning rate of the trained blocks; far below the rest of the model's."""
+    num_actors: PositiveInt = 1
+    """Ray Data actors that encode the catalogue; one per GPU."""
+
+
+class ModelConfig(Section):
+    """User tower, item tower and the neural collaborative-filtering head."""
+
+    embedding_size: PositiveInt = 64
+    """Width of item and user vectors."""
+    history_length: PositiveInt = 50
+    """Newest items of a history that the user tower reads."""
+    time_constants: tuple[PositiveFloat | None, ...] = (1.0, 4.0, 16.0, None)
+    """Decay of each history mean in events, exp(-age/t); null is the plain mean."""
+    user_embedding: bool = True
+    """Add a learned vector per known user; off when users come and go."""
+    dropout: Dropout = 0.3
+    """Dropout in the user tower."""
+    id_dropout: Dropout = 0.2
+    """Share of items whose id embedding is hidden in a step, so that text alone gives a usable vector."""
+    ncf_hidden: tuple[PositiveInt, ...] = (64, 32)
+    """Hidden widths of the NeuMF head's MLP (He et al. 2017); its scores are the `ncf` signal."""
+
+
+class ItemItemConfig(Section):
+    """The traditional co-occurrence signal: EASE (Steck 2019) on recency-weighted histories."""
+
+    l2: PositiveFloat = 400.0
+    """EASE regularisation; hundreds for small data."""
+    recency: PositiveFloat | None = 10.0
+    """History items weigh exp(-age/recency), age in events; null weighs them alike."""
+
+
+class FusionConfig(Section):
+    """How text, neural and co-occurrence knowledge become one score."""
+
+    item_vector: Literal["feature", "id", "text"] = "feature"
+    """`feature` = id embedding + projected text; `id` or `text` use one of them alone."""
+    mode: Literal["late", "neural"] = "late"
+    """`late` = weighted sum of calibrated signals; `neural` ranks by the learned model alone."""
+    signals: tuple[SignalName, ...] = ("neural", "ncf", "item_item", "text", "popularity")
+    """Signals that late fusion may use."""
+    weights: dict[SignalName, Annotated[float, Field(ge=0.0)]] | None = None
+    """Fixed weights; empty searches them on stored validation scores after training."""
+
+
+class RetrievalConfig(Section):
+    """How many candidates each source proposes to the reranker."""
+
+    candidates: dict[SourceName, PositiveInt] = {"neural": 150, "item_item": 100, "text": 50, "popularity": 50}
+    """Items per source; a source that is not named is not asked."""
+
+
+class IndexConfig(Section):
+    """Nearest-neighbour structure over item vectors."""
+
+    kind: Literal["exact", "hnsw"] = "exact"
+    """`exact` up to some 100,000 items, `hnsw` (FAISS) beyond."""
+    hnsw_neighbors: PositiveInt = 32
+    """Links per vector in HNSW; more is slower to build and more exact."""
+    ef_construction: PositiveInt = 200
+    """Breadth of the search while building HNSW."""
+    ef_search: PositiveInt = 128
+    """Breadth of the search while answering."""
+    min_recall: Fraction = 0.95
+    """Refuse an approximate index whose recall@100 against exact search is lower."""
+
+
+class TrainConfig(Section):
+    """Training with Ray Train."""
+
+    num_workers: PositiveInt = 2
+    """Processes; one per GPU, or gloo processes on CPU."""
+    use_gpu: bool = False
+    """Give each worker a GPU and use NCCL."""
+    sharding: Literal["none", "ddp", "zero1", "zero2"] = "zero2"
+    """`none` for one process; `ddp` replicates; `zero1` and `zero2` shard optimizer state (and gradients)."""
+    epochs: PositiveInt = 14
+    """Upper bound; early stopping usually ends sooner."""
+    patience: PositiveInt = 6
+    """Stop after this many epochs without a better validation NDCG@10."""
+    batch_size: PositiveInt = 64
+    """History windows per step over all workers; must divide by num_workers."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak rate of AdamW for everything but the encoder."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """AdamW's decoupled decay; not applied to biases and norms."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up."""
+    gradient_clip: PositiveFloat = 5.0
+    """Largest global gradient norm."""
+    negatives: PositiveInt = 256
+    """Uniform negatives shared by a step, drawn from items seen in train."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often Ray Train restarts failed workers from the last checkpoint."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 on GPUs; fp32 on CPU."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> TrainConfig:
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by num_workers {self.num_workers}: "
+                f"set train.batch_size to a multiple of {self.num_workers}"
+            )
+        if self.sharding == "none" and self.num_workers > 1:
+            raise ValueError(
+                f"sharding none runs in one process, but num_workers is {self.num_workers}: "
+                "set train.sharding to ddp, zero1 or zero2, or train.num_workers to 1"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """Protocol P: full ranking of one held-out item per user."""
+
+    ks: tuple[PositiveInt, ...] = (5, 10, 20)
+    """Cut-offs of the metrics."""
+    baselines: tuple[
+        Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"], ...
+    ] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
+    """Baselines that stand beside the model."""
+    batch_users: PositiveInt = 256
+    """Users scored at once; bounds memory to batch_users × items × signals × 4 bytes."""
+
+
+class TuneConfig(Section):
+    """A small campaign over learning rate and fusion weight."""
+
+    trials: PositiveInt = 4
+    """Configurations to try."""
+    max_concurrent: PositiveInt = 1
+    """Trials at once; each holds train.num_workers workers."""
+    learning_rate: tuple[PositiveFloat, PositiveFloat] = (5e-4, 8e-3)
+    """Range searched on a log scale."""
+    neural_weight: tuple[Fraction, Fraction] = (0.4, 1.0)
+    """Range of the neural signal's share in late fusion with the item-item signal."""
+    epochs: PositiveInt = 6
+    """Most epochs of one trial."""
+    grace_epochs: PositiveInt = 2
+    """Epochs before ASHA may stop a trial."""
+
+
+class Replicas(Section):
+    """Autoscaling of one deployment."""
+
+    min_replicas: PositiveInt = 1
+    """Replicas that are always there."""
+    max_replicas: PositiveInt = 2
+    """Upper bound under load."""
+    target_ongoing_requests: PositiveFloat = 4.0
+    """Load per replica that the autoscaler aims at."""
+    max_ongoing_requests: PositiveInt = 16
+    """Requests one replica takes at once; more wait or go elsewhere."""
+    num_cpus: Annotated[float, Field(ge=0.0)] = 0.25
+    """Logical CPUs per replica, for placement."""
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs per replica."""
+
+
+class ServeConfig(Section):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; with HAProxy in front Serve binds to all interfaces whatever this says."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """HTTP port."""
+    max_k: PositiveInt = 200
+    """Longest list a request may ask for."""
+    max_history: PositiveInt = 1000
+    """Most items a request's history may carry."""
+    max_text_chars: PositiveInt = 4000
+    """Longest query or profile, in characters."""
+    ingress: Replicas = Replicas(target_ongoing_requests=16, max_ongoing_requests=64)
+    """Validation, orchestration, feedback."""
+    encoder: Replicas = Replicas()
+    """Text to vectors."""
+    retriever: Replicas = Replicas()
+    """Candidates."""
+    reranker: Replicas = Replicas()
+    """Final order."""
+
+
+class Recipe(Section):
+    """Everything a run needs; the file `--recipe NAME` or `--config FILE` names."""
+
+    name: str
+    """Short name; artifacts and logs carry it."""
+    workspace: str = "runs/{name}"
+    """Folder or URI (`/path`, `file://`, `s3://`, `gs://`) that receives every artifact."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs for a Ray started here; empty counts the machine's. Ignored when joining a cluster."""
+    data: DataConfig
+    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    item_item: ItemItemConfig = ItemItemConfig()
+    fusion: FusionConfig = FusionConfig()
+    train: TrainConfig = TrainConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    index: IndexConfig = IndexConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Recipe:
+        if self.data.items is None and self.fusion.item_vector != "id":
+            raise ValueError(
+                f"fusion.item_vector is {self.fusion.item_vector!r}, but data.items is not given, so there are "
+                "no item texts: describe data.items, or set fusion.item_vector to id"
+            )
+        return self

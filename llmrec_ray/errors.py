@@ -1,0 +1,97 @@
+"""Every error a user can reach, grouped by what a caller would catch.
+
+    LlmrecError
+    ├── ConfigError                 a recipe or an override is wrong: unknown key, bad value, broken rule
+    ├── DataError                   input logs or texts cannot be used
+    │   ├── MissingInputError       a named input file, column or data set is not there
+    │   ├── BadRowsError            more rows were quarantined than the recipe allows
+    │   └── EmptyResultError        nothing is left after filtering
+    ├── ArtifactError               something this program wrote cannot be used
+    │   ├── ArtifactNotFoundError   the stage that makes it has not run, or the URI is wrong
+    │   ├── CorruptArtifactError    a file is missing or its hash differs from the manifest
+    │   └── ArtifactMismatchError   two artifacts do not belong together
+    ├── ModelSourceError            encoder weights or a tokenizer cannot be had
+    ├── TrainingError               training stopped; the message names step and last good checkpoint
+    ├── ClusterError                Ray cannot be started or joined, or is too small for the recipe
+    └── RequestError                one request is wrong; `field` names the offending part
+
+People get one of these, saying what happened, the values seen and what to do. Programmers get an assert.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactMismatchError",
+    "ArtifactNotFoundError",
+    "BadRowsError",
+    "ClusterError",
+    "ConfigError",
+    "CorruptArtifactError",
+    "DataError",
+    "EmptyResultError",
+    "LlmrecError",
+    "MissingInputError",
+    "ModelSourceError",
+    "RequestError",
+    "TrainingError",
+]
+
+
+class LlmrecError(Exception):
+    """Base of every error that is meant for a person to read."""
+
+
+class ConfigError(LlmrecError):
+    """A recipe or an override is wrong."""
+
+
+class DataError(LlmrecError):
+    """Input logs or texts cannot be used."""
+
+
+class MissingInputError(DataError):
+    """A named input file, column or data set is not there."""
+
+
+class BadRowsError(DataError):
+    """More rows were quarantined than the recipe allows."""
+
+
+class EmptyResultError(DataError):
+    """Nothing is left after filtering."""
+
+
+class ArtifactError(LlmrecError):
+    """Something this program wrote cannot be used."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """The stage that makes the artifact has not run, or the URI is wrong."""
+
+
+class CorruptArtifactError(ArtifactError):
+    """A file is missing or its hash differs from the manifest."""
+
+
+class ArtifactMismatchError(ArtifactError):
+    """Two artifacts do not belong together."""
+
+
+class ModelSourceError(LlmrecError):
+    """Encoder weights or a tokenizer cannot be had."""
+
+
+class TrainingError(LlmrecError):
+    """Training stopped before it produced a model."""
+
+
+class ClusterError(LlmrecError):
+    """Ray cannot be started or joined, or is too small for the recipe."""
+
+
+class RequestError(LlmrecError):
+    """One recommendation request is wrong; `field` names the offending part."""
+
+    def __init__(self, message: str, *, field: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.field = field
+        self.code = code
