@@ -80,7 +80,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for part in parents:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"The override {override!r} goes into {part!r}, which is a value, not a section.")
+            raise ConfigError(f"The override {override!r} sets a key below {part!r}, which is a value, not a section.")
         node = child
     try:
         node[leaf] = _number(yaml.safe_load(value))

@@ -1,0 +1,230 @@
+"""A Bundle: everything needed to score users and items, in one immutable folder without pickle.
+
+    recipe.json  users.parquet  items.parquet  titles.parquet  policy.json
+    model.safetensors    weights of the towers and the NCF head
+    arrays.safetensors   item vectors, text vectors and their centre, state of the fitted signals
+    encoder/             weights, tokenizer and config of the text encoder, when items have texts
+
+Shapes: B users, N items, C candidates, d embedding size, T text vector size. Knows nothing about Ray or HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+
+from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
+from llmrec_ray.config import Recipe
+from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
+from llmrec_ray.model import FusionRecommender, TextEncoder, catalogue_vectors, ncf, user_matrix
+from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Signal, TextCosine
+from llmrec_ray.types import FloatArray, Histories, IntArray
+from llmrec_ray.vocab import Vocabulary
+
+__all__ = ["Bundle", "BundleParts", "save_bundle"]
+
+NCF_CHUNK_USERS = 32
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What training hands over to be kept.
+
+    text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
+    text_center: [T] float32, subtracted from raw encoder output, or None.
+    """
+
+    recipe: Recipe
+    users: Vocabulary
+    items: Vocabulary
+    item_titles: list[str]
+    model: FusionRecommender
+    encoder: TextEncoder | None
+    text_vectors: FloatArray | None
+    text_center: FloatArray | None
+    ease: Ease
+    popularity: Popularity
+    calibration: Calibration
+    policy: FusionPolicy
+
+
+def save_bundle(
+    root: str, parts: BundleParts, *, parents: Mapping[str, str], metrics: Mapping[str, Any]
+) -> Artifact:
+    """Write the parts as a new Bundle under `root`."""
+
+    def write(folder: Path) -> None:
+        (folder / "recipe.json").write_text(parts.recipe.model_dump_json(indent=2), encoding="utf-8")
+        parts.users.save(folder / "users.parquet")
+        parts.items.save(folder / "items.parquet")
+        pl.DataFrame({"title": pl.Series(parts.item_titles, dtype=pl.String)}).write_parquet(folder / "titles.parquet")
+        fusion = {"calibration": parts.calibration.to_dict(), "policy": parts.policy.model_dump()}
+        (folder / "policy.json").write_text(json.dumps(fusion, indent=2, sort_keys=True), encoding="utf-8")
+        save_tensors({name: t.contiguous() for name, t in parts.model.state_dict().items()},
+                     folder / "model.safetensors")
+        save_arrays(_arrays(parts), folder / "arrays.safetensors")
+        if parts.encoder is not None:
+            parts.encoder.save(folder / "encoder")
+
+    return create_artifact(
+        root, "bundle", write, config=parts.recipe.model_dump(mode="json"), parents=parents, metrics=metrics
+    )
+
+
+class Bundle:
+    """A loaded Bundle, on the CPU and in evaluation mode."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        folder = artifact.path
+        self.recipe = Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
+        self.users = Vocabulary.load(folder / "users.parquet")
+        self.items = Vocabulary.load(folder / "items.parquet")
+        self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
+        fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        self.calibration = Calibration.from_dict(fusion["calibration"])
+        self.policy = FusionPolicy.model_validate(fusion["policy"])
+        arrays = _load_arrays(folder / "arrays.safetensors")
+        self.item_vectors: FloatArray = arrays["item_vectors"]
+        self.text_vectors: FloatArray | None = arrays.get("text_vectors")
+        self.text_center: FloatArray | None = arrays.get("text_center")
+        self.model = self._load_model(folder / "model.safetensors")
+        self.signals = _load_signals(arrays, self.text_vectors, self.recipe)
+
+    @classmethod
+    def open(cls, uri: str, *, verify: bool = True) -> Bundle:
+        """Load from a URI. Raises ArtifactNotFoundError, ArtifactMismatchError, CorruptArtifactError."""
+        return cls(open_artifact(uri, "bundle", verify=verify))
+
+    @property
+    def id(self) -> str:
+        """Content hash of the Bundle."""
+        return self.artifact.id
+
+    @property
+    def uri(self) -> str:
+        """Where the Bundle is kept."""
+        return self.artifact.uri
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether texts can be encoded: items had texts when the Bundle was trained."""
+        return self.text_center is not None
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder, loaded on first use."""
+        assert self.has_encoder, "encoder of a Bundle without texts. This is a bug."
+        return TextEncoder.load(self.artifact.path / "encoder", self.recipe.encoder)
+
+    def user_vectors(self, histories: Histories, text: FloatArray | None = None) -> FloatArray:
+        """[B, d + 1] float32, last column 1.0: the dot product with `item_vectors` is the neural score.
+
+        text: [B, T] in text space; a zero row means the user gave no text.
+        """
+        return user_matrix(self.model, self.item_vectors, histories, text)
+
+    def score_all(self, histories: Histories, text: FloatArray | None = None) -> dict[str, FloatArray]:
+        """Raw scores of the whole catalogue: signal name -> [B, N] float32."""
+        users = self.user_vectors(histories, text)
+        scores = {"neural": users @ self.item_vectors.T, "ncf": self._ncf_all(users)}
+        for name, signal in self.signals.items():
+            scores[name] = signal.score(histories)
+        if text is not None and isinstance(cosine := self.signals.get("text"), TextCosine):
+            scores["text"] = _prefer_query(scores["text"], cosine.score_query(text), text)
+        return scores
+
+    def score_items(
+        self,
+        histories: Histories,
+        item_rows: IntArray,
+        users: FloatArray | None = None,
+        text: FloatArray | None = None,
+    ) -> dict[str, FloatArray]:
+        """Raw scores of the given candidates [B, C]: signal name -> [B, C] float32, NaN where item_rows is -1."""
+        users = self.user_vectors(histories, text) if users is None else users
+        empty = item_rows < 0
+        gathered = self.item_vectors[np.where(empty, 0, item_rows)]
+        neural = np.einsum("bd,bcd->bc", users, gathered)
+        scores = {
+            "neural": np.where(empty, np.float32(np.nan), neural).astype(np.float32),
+            "ncf": ncf(self.model, users, self.item_vectors, item_rows),
+        }
+        for name, signal in self.signals.items():
+            scores[name] = signal.score_items(histories, item_rows)
+        if text is not None and isinstance(cosine := self.signals.get("text"), TextCosine):
+            query = np.take_along_axis(cosine.score_query(text), np.where(empty, 0, item_rows), axis=1)
+            scores["text"] = _prefer_query(scores["text"], np.where(empty, np.float32(np.nan), query), text)
+        return scores
+
+    def _ncf_all(self, users: FloatArray) -> FloatArray:
+        rows = np.arange(len(self.items), dtype=np.int64)
+        chunks = [users[start : start + NCF_CHUNK_USERS] for start in range(0, len(users), NCF_CHUNK_USERS)]
+        scored = [ncf(self.model, chunk, self.item_vectors, np.tile(rows, (len(chunk), 1))) for chunk in chunks]
+        return np.concatenate([*scored, np.empty((0, len(rows)), np.float32)])
+
+    def _load_model(self, path: Path) -> FusionRecommender:
+        text_size = None if self.text_vectors is None else self.text_vectors.shape[1]
+        model = FusionRecommender(
+            self.recipe.model, self.recipe.fusion.item_vector, len(self.users), len(self.items), text_size
+        )
+        try:
+            model.load_state_dict(load_tensors(path))
+        except (RuntimeError, SafetensorError) as error:
+            raise ArtifactMismatchError(
+                f"{path} does not fit the recipe it was saved with ({' '.join(str(error).split())[:200]}): "
+                "train again with this version."
+            ) from None
+        return model.eval()
+
+
+def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
+        "item_vectors": catalogue_vectors(parts.model, parts.text_vectors),
+        **{f"item_item.{name}": array for name, array in parts.ease.arrays().items()},
+        **{f"popularity.{name}": array for name, array in parts.popularity.arrays().items()},
+    }
+    if parts.text_vectors is not None and parts.text_center is not None:
+        arrays |= {"text_vectors": parts.text_vectors, "text_center": parts.text_center}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(load_arrays(path))
+    except SafetensorError as error:
+        raise CorruptArtifactError(f"{path} cannot be read ({error}): restore it or train again.") from None
+
+
+def _load_signals(
+    arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None, recipe: Recipe
+) -> dict[str, Signal]:
+    def part(prefix: str) -> dict[str, NDArray[Any]]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    signals: dict[str, Signal] = {
+        "item_item": Ease.from_arrays(part("item_item.")),
+        "popularity": Popularity.from_arrays(part("popularity.")),
+    }
+    if text_vectors is not None:
+        signals["text"] = TextCosine(text_vectors)
+    return signals
+
+
+def _prefer_query(history: FloatArray, query: FloatArray, text: FloatArray) -> FloatArray:
+    """The text signal of a user who gave a text is its cosine with the items; the history speaks elsewhere."""
+    return np.where(text.any(axis=1, keepdims=True), query, history).astype(np.float32)

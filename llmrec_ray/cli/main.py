@@ -1,0 +1,58 @@
+"""Arguments -> one stage -> people's output on stderr and, with --json, one JSON object as the last line of stdout.
+
+Exit status: 0 done, 1 the stage failed with a message, 2 the command line or recipe is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llmrec_ray.cli.arguments import build_parser
+from llmrec_ray.cli.verbs import VERBS
+from llmrec_ray.config import load_recipe
+from llmrec_ray.errors import ConfigError, LlmrecError
+
+__all__ = ["main"]
+
+logger = logging.getLogger("llmrec_ray")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and exit the process with its status."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one verb and return its exit status."""
+    arguments = build_parser().parse_args(list(argv))
+    _log_to_stderr(verbose=arguments.verbose)
+    try:
+        recipe = load_recipe(arguments.recipe, config=arguments.config, overrides=arguments.overrides)
+        result = VERBS[arguments.verb](recipe, arguments)
+    except LlmrecError as error:
+        logger.debug("Traceback:", exc_info=True)
+        sys.stderr.write(f"llmrec {arguments.verb}: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130
+    if arguments.json:
+        _write_json(result)
+    return 0
+
+
+def _write_json(result: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)

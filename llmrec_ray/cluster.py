@@ -1,0 +1,65 @@
+"""Starting a local Ray or joining a cluster, with the environment that Ray Serve reads at start.
+
+This module knows nothing about recommending; `model`, `signals` and `recommend` may not import it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from llmrec_ray.errors import ClusterError
+
+__all__ = ["SERVE_FLAGS", "connected", "set_serve_flags"]
+
+SERVE_FLAGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+MIN_CPUS = 4
+QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+def set_serve_flags() -> None:
+    """Put the Serve flags into the environment; values that are already there win. Serve reads them at start."""
+    for name, value in (SERVE_FLAGS | QUIET).items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+    """Ray for the length of the block.
+
+    Uses the connection that exists; else joins the cluster that RAY_ADDRESS names (as `ray job submit` sets it);
+    else starts a private Ray on this machine with `num_cpus` logical CPUs, by default its cores and at least
+    four, since waiting actors hold a logical CPU too. Leaves when the block ends, unless Ray was connected
+    before. Raises ClusterError when the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    set_serve_flags()
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1), include_dashboard=dashboard, logging_level=logging.WARNING,
+                configure_logging=True,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(f"Could not reach or start {where}: {error}. Check `ray status`, or unset RAY_ADDRESS "
+                           "to start a private Ray.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,103 @@
+"""Recipes: packaged names, files, dotted overrides, and the text of every refusal."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from llmrec_ray.config import Recipe, load_recipe, recipe_names
+from llmrec_ray.errors import ConfigError
+
+
+def refusal(*overrides: str, **kwargs: object) -> str:
+    arguments: dict = {"name": "movielens-100k"} if not kwargs else kwargs
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(**arguments, overrides=overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_is_valid_and_named_after_its_file(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.workspace == f"runs/{name}"
+
+
+def test_dotted_overrides_reach_their_section_and_scientific_notation_is_a_number():
+    recipe = load_recipe("movielens-100k", overrides=["train.learning_rate=1e-4", "fusion.weights={neural: 1}"])
+    assert recipe.train.learning_rate == pytest.approx(1e-4)
+    assert recipe.fusion.weights == {"neural": 1.0}
+
+
+def test_a_recipe_survives_the_round_trip_through_json():
+    recipe = load_recipe("movielens-100k", overrides=["model.time_constants=[1, null]"])
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion():
+    assert "train.epoch: unknown key; did you mean 'epochs'?" in refusal("train.epoch=3")
+
+
+def test_an_unknown_key_without_a_near_name_lists_the_known_ones():
+    assert "index.zzz: unknown key; known keys: ef_construction, ef_search, hnsw_neighbors, kind" in refusal(
+        "index.zzz=3"
+    )
+
+
+def test_a_bad_value_is_shown_with_its_key():
+    assert "train.epochs: Input should be greater than 0 (got -1)" in refusal("train.epochs=-1")
+
+
+def test_rules_across_fields_name_the_remedy():
+    assert "set train.batch_size to a multiple of 3" in refusal("train.num_workers=3")
+    assert "set train.sharding to ddp, zero1 or zero2, or train.num_workers to 1" in refusal("train.sharding=none")
+    assert "set data.min_user_interactions to 3 or more" in refusal("data.min_user_interactions=2")
+    assert "describe data.items, or set fusion.item_vector to id" in refusal("data.items=null")
+
+
+def test_an_override_that_is_no_assignment_is_refused():
+    assert refusal("train.epochs") == "The override 'train.epochs' is not of the form section.key=value."
+
+
+def test_an_override_through_a_value_is_refused():
+    assert refusal("name.x=1") == "The override 'name.x=1' sets a key below 'name', which is a value, not a section."
+
+
+def test_an_override_that_is_not_yaml_is_refused():
+    assert refusal("train.epochs=[1") == "The value of the override 'train.epochs=[1' is not valid YAML."
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    assert refusal(name="nope") == (
+        f"There is no recipe 'nope': choose one of {', '.join(recipe_names())}, or name a file with --config."
+    )
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    path = tmp_path / "absent.yaml"
+    assert refusal(config=path) == (
+        f"There is no config file {path}: check the path, or use --recipe with one of {', '.join(recipe_names())}."
+    )
+
+
+def test_a_config_file_that_is_not_yaml_or_no_mapping_is_refused(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    assert refusal(config=broken).startswith(f"{broken} is not valid YAML: ")
+    broken.write_text("- 1")
+    assert refusal(config=broken) == f"{broken} must hold a mapping of sections, not list."
+
+
+def test_one_of_recipe_and_config_must_be_given():
+    assert refusal(name=None, config=None) == "Give either --recipe NAME or --config FILE."
+
+
+def test_loading_a_recipe_imports_neither_torch_nor_ray():
+    script = textwrap.dedent("""
+        import sys
+        from llmrec_ray.config import load_recipe
+        load_recipe("movielens-100k")
+        assert not {"torch", "ray", "transformers"} & set(sys.modules)
+    """)
+    subprocess.run([sys.executable, "-c", script], check=True)
