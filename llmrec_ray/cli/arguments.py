@@ -28,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = verbs.add_parser("data", help="Public data sets.", description="Public data sets.")
     data_verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
-    summary = "Fetch the recipe's public data set into the workspace."
-    fetch = data_verbs.add_parser("fetch", help=summary, description=summary, parents=[shared])
-    fetch.add_argument("dataset", nargs="?", help="the data set's name; checked against the recipe")
+    summary = "Fetch a public data set into a recipe's workspace (by default the recipe of the same name)."
+    fetch = data_verbs.add_parser("fetch", help=summary, description=summary, parents=[_shared_options(required=False)])
+    fetch.add_argument("dataset", choices=["movielens-100k"], help="name of the data set")
     fetch.set_defaults(verb="data fetch")
 
     verb("ingest", "Behaviour logs and item texts -> a Dataset.")
@@ -55,9 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared_options() -> argparse.ArgumentParser:
+def _shared_options(*, required: bool = True) -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    source = shared.add_mutually_exclusive_group(required=True)
+    source = shared.add_mutually_exclusive_group(required=required)
     source.add_argument("--recipe", metavar="NAME", help=f"a packaged recipe: {', '.join(recipe_names())}")
     source.add_argument("--config", metavar="FILE", help="a recipe file of your own")
     shared.add_argument("--json", action="store_true", help="end stdout with one JSON object")

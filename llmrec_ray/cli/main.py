@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the stage failed with a message, 2 the command line or re
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from llmrec_ray.cli.arguments import build_parser
 from llmrec_ray.cli.verbs import VERBS
-from llmrec_ray.config import load_recipe
+from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.errors import ConfigError, LlmrecError
 
 __all__ = ["main"]
@@ -31,8 +32,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(list(argv))
     _log_to_stderr(verbose=arguments.verbose)
     try:
-        recipe = load_recipe(arguments.recipe, config=arguments.config, overrides=arguments.overrides)
-        result = VERBS[arguments.verb](recipe, arguments)
+        VERBS[arguments.verb](_recipe(arguments), arguments, _write_json if arguments.json else _write_nothing)
     except LlmrecError as error:
         logger.debug("Traceback:", exc_info=True)
         sys.stderr.write(f"llmrec {arguments.verb}: {error}\n")
@@ -40,14 +40,23 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
-    if arguments.json:
-        _write_json(result)
     return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    name = arguments.recipe
+    if arguments.verb == "data fetch" and name is None and arguments.config is None:
+        name = arguments.dataset
+    return load_recipe(name, config=arguments.config, overrides=arguments.overrides)
 
 
 def _write_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
+
+
+def _write_nothing(result: dict[str, Any]) -> None:
+    """Without --json the log on stderr has said it all."""
 
 
 def _log_to_stderr(*, verbose: bool) -> None:

@@ -1,0 +1,92 @@
+"""One small function per verb: call the stage, hand its summary to `emit`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from llmrec_ray import stages
+from llmrec_ray.artifact import Artifact
+from llmrec_ray.config import Recipe
+from llmrec_ray.demo import run_demo
+from llmrec_ray.recommend import Request
+
+__all__ = ["VERBS"]
+
+Emit: TypeAlias = Callable[[dict[str, Any]], None]
+Verb: TypeAlias = Callable[[Recipe, argparse.Namespace, Emit], None]
+
+
+def _fetch(recipe: Recipe, _: argparse.Namespace, emit: Emit) -> None:
+    emit({"raw": str(stages.fetch_stage(recipe))})
+
+
+def _ingest(recipe: Recipe, _: argparse.Namespace, emit: Emit) -> None:
+    emit(_summary(stages.ingest_stage(recipe)))
+
+
+def _embed(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    vectors = stages.embed_stage(recipe, arguments.dataset)
+    emit({"texts": vectors.shape[0], "size": vectors.shape[1]})
+
+
+def _train(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(_summary(stages.train_stage(recipe, arguments.dataset, resume=arguments.resume)))
+
+
+def _tune(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(_summary(stages.tune_stage(recipe, arguments.dataset)))
+
+
+def _index(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(_summary(stages.index_stage(recipe, arguments.bundle)))
+
+
+def _evaluate(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(stages.evaluate_stage(recipe, arguments.dataset, arguments.bundle, arguments.index).to_dict())
+
+
+def _publish(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    if arguments.rollback:
+        release = stages.rollback_stage(recipe)
+    else:
+        release = stages.publish_stage(recipe, arguments.dataset, arguments.bundle, arguments.index)
+    emit(release.model_dump(mode="json"))
+
+
+def _serve(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    with stages.serve_stage(recipe, arguments.release) as endpoint:
+        stages.announce(endpoint)
+        emit({"url": endpoint.url})
+        endpoint.wait()
+
+
+def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    request = Request(
+        user_id=arguments.user, history=arguments.history, query=arguments.query, k=arguments.k, explain=True
+    )
+    emit(stages.recommend_stage(recipe, request, arguments.release).model_dump(mode="json"))
+
+
+def _demo(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    run_demo(recipe, serve=not arguments.no_serve, tune=arguments.tune, emit=emit)
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    return {"uri": artifact.uri, "id": artifact.id, "metrics": artifact.manifest.metrics}
+
+
+VERBS: Mapping[str, Verb] = {
+    "data fetch": _fetch,
+    "demo": _demo,
+    "embed": _embed,
+    "evaluate": _evaluate,
+    "index": _index,
+    "ingest": _ingest,
+    "publish": _publish,
+    "recommend": _recommend,
+    "serve": _serve,
+    "train": _train,
+    "tune": _tune,
+}

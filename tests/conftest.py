@@ -1,0 +1,46 @@
+"""Shared by all tests: one local Ray per session, a tiny text encoder with random weights, small known data."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+
+from llmrec_ray.config import Recipe
+from tests.boards import board_recipe, write_board
+from tests.tiny_encoder import write_tiny_encoder
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """The session's local Ray; 8 logical CPUs on whatever cores there are."""
+    from llmrec_ray.cluster import connected
+
+    with connected(num_cpus=8):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """Folder of a two-layer BERT with random weights and a tokenizer trained on colour words."""
+    return write_tiny_encoder(tmp_path_factory.mktemp("tiny_encoder"))
+
+
+@pytest.fixture(scope="session")
+def board_folder(tmp_path_factory) -> Path:
+    """Files of a checkerboard data set."""
+    folder = tmp_path_factory.mktemp("board")
+    write_board(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(board_folder, tiny_encoder) -> Recipe:
+    """A recipe over the checkerboard and the tiny encoder."""
+    return board_recipe(board_folder, encoder={"model": str(tiny_encoder)})
