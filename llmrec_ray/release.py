@@ -1,0 +1,169 @@
+"""A Release: one small JSON file naming a Dataset, a Bundle and an Index that fit, and a fusion policy.
+
+    <workspace>/releases/<id>.json       immutable
+    <workspace>/releases/current.json    the pointer, replaced atomically; remembers what it pointed to before
+
+Publishing checks every hash and that the three belong together. Nothing is loaded here: no torch, no vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact, read_json, write_json_atomic
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.signals import FusionPolicy
+
+__all__ = ["ArtifactRef", "Release", "current_uri", "load_release", "publish", "rollback"]
+
+
+class ArtifactRef(BaseModel):
+    """Where an artifact is and which content it must have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    uri: str
+    id: str
+
+
+class Release(BaseModel):
+    """What an endpoint serves. `id` hashes the three artifacts and the policy, not name or time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    name: str
+    created_at: str
+    dataset: ArtifactRef
+    bundle: ArtifactRef
+    index: ArtifactRef
+    policy: FusionPolicy
+
+
+class Pointer(BaseModel):
+    """What `current.json` holds: the URI of the current Release, and of those before it, newest last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    uri: str
+    previous: tuple[str, ...] = ()
+
+
+def publish(
+    workspace: Workspace,
+    *,
+    name: str,
+    dataset_uri: str,
+    bundle_uri: str,
+    index_uri: str,
+    policy: FusionPolicy,
+) -> Release:
+    """Verify every file of the three artifacts, write the Release and point `current.json` at it.
+
+    A Release with the same content that is already there is returned as it is.
+    Raises CorruptArtifactError for a changed file and ArtifactMismatchError when the artifacts do not belong
+    together; the pointer then stays where it was.
+    """
+    dataset = open_artifact(dataset_uri, "dataset")
+    bundle = open_artifact(bundle_uri, "bundle")
+    index = open_artifact(index_uri, "index")
+    _check_parent(bundle, "dataset", dataset, remedy="run `llmrec train` on this Dataset")
+    _check_parent(index, "bundle", bundle, remedy="run `llmrec index` on this Bundle")
+    release = _new_release(name, dataset, bundle, index, policy)
+    uri = f"{workspace.root('release')}/{release.id}.json"
+    try:
+        release = load_release(uri)
+    except ArtifactNotFoundError:
+        write_json_atomic(uri, release.model_dump(mode="json"))
+    _point_at(workspace, uri)
+    return release
+
+
+def current_uri(workspace: Workspace) -> str:
+    """URI of the pointer; `load_release` follows it."""
+    return f"{workspace.root('release')}/current.json"
+
+
+def load_release(uri: str) -> Release:
+    """Read a Release, or the one that a pointer names.
+
+    Raises ArtifactNotFoundError and CorruptArtifactError.
+    """
+    value = _read(uri)
+    if "uri" in value:
+        value = _read(_pointer(uri).uri)
+    try:
+        return Release.model_validate(value)
+    except ValidationError as error:
+        raise CorruptArtifactError(f"{uri} is not a Release ({_first(error)}): publish again.") from None
+
+
+def rollback(workspace: Workspace) -> Release:
+    """Point back at the Release before the current one. Raises ArtifactNotFoundError when there is none."""
+    uri = current_uri(workspace)
+    pointer = _pointer(uri)
+    if not pointer.previous:
+        raise ArtifactNotFoundError(
+            f"{uri} has never pointed at another Release, so there is none to go back to: publish one."
+        )
+    *earlier, target = pointer.previous
+    release = load_release(target)
+    write_json_atomic(uri, Pointer(uri=target, previous=tuple(earlier)).model_dump(mode="json"))
+    return release
+
+
+def _check_parent(child: Artifact, kind: str, parent: Artifact, *, remedy: str) -> None:
+    made_from = child.manifest.parents.get(kind)
+    if made_from != parent.id:
+        raise ArtifactMismatchError(
+            f"The {child.manifest.kind} {child.uri} was made from {kind} {made_from}, but {parent.uri} is "
+            f"{kind} {parent.id}: {remedy}, or name the {kind} it was made from."
+        )
+
+
+def _new_release(
+    name: str, dataset: Artifact, bundle: Artifact, index: Artifact, policy: FusionPolicy
+) -> Release:
+    identity = [dataset.id, bundle.id, index.id, policy.model_dump(mode="json")]
+    return Release(
+        id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
+        name=name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=ArtifactRef(uri=dataset.uri, id=dataset.id),
+        bundle=ArtifactRef(uri=bundle.uri, id=bundle.id),
+        index=ArtifactRef(uri=index.uri, id=index.id),
+        policy=policy,
+    )
+
+
+def _point_at(workspace: Workspace, uri: str) -> None:
+    pointer_uri = current_uri(workspace)
+    try:
+        before = _pointer(pointer_uri)
+    except ArtifactNotFoundError:
+        previous: tuple[str, ...] = ()
+    else:
+        previous = before.previous if before.uri == uri else (*before.previous, before.uri)
+    write_json_atomic(pointer_uri, Pointer(uri=uri, previous=previous).model_dump(mode="json"))
+
+
+def _pointer(uri: str) -> Pointer:
+    try:
+        return Pointer.model_validate(_read(uri))
+    except ValidationError as error:
+        detail = _first(error)
+        message = f"{uri} is not a pointer to a Release ({detail}): publish again."
+        raise CorruptArtifactError(message) from None
+
+
+def _read(uri: str) -> dict[str, object]:
+    try:
+        return read_json(uri)
+    except FileNotFoundError:
+        raise ArtifactNotFoundError(f"There is no Release at {uri}: run `llmrec publish` first.") from None
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    return f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
