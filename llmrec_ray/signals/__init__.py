@@ -1,0 +1,30 @@
+"""From users' pasts to one named raw score per item: traditional signals, and baselines ranked alone.
+
+Numpy and SciPy only; no Ray, no torch. How signals become one score is `late`.
+"""
+
+from llmrec_ray.signals.base import Signal
+from llmrec_ray.signals.ease import Ease
+from llmrec_ray.signals.ials import Ials
+from llmrec_ray.signals.item_knn import ItemKnn
+from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights
+from llmrec_ray.signals.popularity import Popularity
+from llmrec_ray.signals.text import TextCosine, center, to_text_space
+from llmrec_ray.signals.tfidf import TfidfContent
+
+__all__ = [
+    "Calibration",
+    "Ease",
+    "FusionPolicy",
+    "Ials",
+    "ItemKnn",
+    "Popularity",
+    "Signal",
+    "TextCosine",
+    "TfidfContent",
+    "WeightSearch",
+    "center",
+    "fuse",
+    "search_weights",
+    "to_text_space",
+]
