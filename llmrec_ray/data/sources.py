@@ -1,0 +1,114 @@
+"""Paths and globs of a recipe -> one ordered list of files to read.
+
+The order (patterns as written, matches by name) decides ties between events of one moment, so it is fixed here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeAlias
+
+from pyarrow import fs as pafs
+
+from llmrec_ray.config import DataConfig
+from llmrec_ray.errors import MissingInputError
+
+__all__ = ["SourceFile", "TableName", "find_sources"]
+
+TableName: TypeAlias = Literal["interactions", "items", "users"]
+GLOB = frozenset("*[")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file: its table, its place in the order, where it is, and its name in messages and tables."""
+
+    table: TableName
+    number: int
+    uri: str
+    name: str
+
+    def read(self) -> bytes:
+        """The whole file. Raises MissingInputError when it went away."""
+        try:
+            filesystem, path = _filesystem(self.uri)
+            with filesystem.open_input_file(path) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise MissingInputError(f"{self.uri} cannot be read ({error}): restore it or change the recipe.") from None
+
+
+def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
+    """Every file of every table the recipe describes. Raises MissingInputError naming the path that matches nothing."""
+    tables: dict[TableName, tuple[str, ...]] = {"interactions": data.interactions.paths}
+    if data.items is not None:
+        tables["items"] = data.items.paths
+    if data.users is not None:
+        tables["users"] = data.users.paths
+    return [
+        SourceFile(table, number, uri, _name(uri, raw_folder))
+        for table, patterns in tables.items()
+        for number, uri in enumerate(_expand(table, patterns, raw_folder))
+    ]
+
+
+def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path) -> list[str]:
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = _matches(pattern.replace("{raw}", str(raw_folder)))
+        if not matches:
+            hint = "run `llmrec data fetch` first, or " if "{raw}" in pattern else ""
+            raise MissingInputError(
+                f"No file matches {pattern.replace('{raw}', str(raw_folder))} (data.{table}.paths): "
+                f"{hint}correct the path."
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _matches(pattern: str) -> list[str]:
+    prefix, filesystem, path = _locate(pattern)
+    if not GLOB & set(path):
+        return [pattern] if filesystem.get_file_info(path).type == pafs.FileType.File else []
+    parts = PurePosixPath(path).parts
+    fixed = next(i for i, part in enumerate(parts) if GLOB & set(part))
+    root = str(PurePosixPath(*parts[:fixed]))
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    files = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(prefix + file for file in files if _fits(file, parts))
+
+
+def _fits(file: str, pattern_parts: tuple[str, ...]) -> bool:
+    """`*` stays inside one path segment, as in a shell; hidden files only match patterns that say so."""
+    parts = PurePosixPath(file).parts
+    return len(parts) == len(pattern_parts) and all(
+        fnmatch.fnmatchcase(part, pattern) and (not part.startswith(".") or pattern.startswith("."))
+        for part, pattern in zip(parts, pattern_parts, strict=True)
+    )
+
+
+def _locate(uri: str) -> tuple[str, pafs.FileSystem, str]:
+    """What to put before a path to have a URI again, the file system, and the path on it."""
+    filesystem, path = _filesystem(uri)
+    location = uri.partition("?")[0]
+    return (location.removesuffix(path) if "://" in uri else ""), filesystem, path
+
+
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    location, _, query = uri.partition("?")
+    scheme, _, rest = location.partition("://")
+    host, _, path = rest.partition("/")
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{query}" if query else ""))
+    except (OSError, ValueError) as error:
+        raise MissingInputError(f"The URI {uri} cannot be used ({error}): correct it in the recipe.") from None
+    return filesystem, f"{root.rstrip('/')}/{path}"
+
+
+def _name(uri: str, raw_folder: Path) -> str:
+    prefix = str(raw_folder).rstrip("/") + "/"
+    return uri.removeprefix(prefix)
