@@ -72,7 +72,7 @@ def save_bundle(
         parts.users.save(folder / "users.parquet")
         parts.items.save(folder / "items.parquet")
         pl.DataFrame({"title": pl.Series(parts.item_titles, dtype=pl.String)}).write_parquet(folder / "titles.parquet")
-        fusion = {"calibration": parts.calibration.to_dict(), "policy": parts.policy.model_dump()}
+        fusion = {"calibration": parts.calibration.model_dump(), "policy": parts.policy.model_dump()}
         (folder / "policy.json").write_text(json.dumps(fusion, indent=2, sort_keys=True), encoding="utf-8")
         save_tensors({name: t.contiguous() for name, t in parts.model.state_dict().items()},
                      folder / "model.safetensors")
@@ -96,7 +96,7 @@ class Bundle:
         self.items = Vocabulary.load(folder / "items.parquet")
         self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
         fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        self.calibration = Calibration.from_dict(fusion["calibration"])
+        self.calibration = Calibration.model_validate(fusion["calibration"])
         self.policy = FusionPolicy.model_validate(fusion["policy"])
         arrays = _load_arrays(folder / "arrays.safetensors")
         self.item_vectors: FloatArray = arrays["item_vectors"]
@@ -142,10 +142,14 @@ class Bundle:
         """Raw scores of the whole catalogue: signal name -> [B, N] float32."""
         users = self.user_vectors(histories, text)
         scores = {"neural": users @ self.item_vectors.T, "ncf": self._ncf_all(users)}
-        for name, signal in self.signals.items():
-            scores[name] = signal.score(histories)
-        if text is not None and isinstance(cosine := self.signals.get("text"), TextCosine):
-            scores["text"] = _prefer_query(scores["text"], cosine.score_query(text), text)
+        return scores | {name: self.score_signal(name, histories, text) for name in self.signals}
+
+    def score_signal(self, name: str, histories: Histories, text: FloatArray | None = None) -> FloatArray:
+        """Raw scores [B, N] float32 of the whole catalogue by one of `signals`."""
+        signal = self.signals[name]
+        scores = signal.score(histories)
+        if text is not None and isinstance(signal, TextCosine):
+            return _prefer_query(scores, signal.score_query(text), text)
         return scores
 
     def score_items(
@@ -167,8 +171,7 @@ class Bundle:
         for name, signal in self.signals.items():
             scores[name] = signal.score_items(histories, item_rows)
         if text is not None and isinstance(cosine := self.signals.get("text"), TextCosine):
-            query = np.take_along_axis(cosine.score_query(text), np.where(empty, 0, item_rows), axis=1)
-            scores["text"] = _prefer_query(scores["text"], np.where(empty, np.float32(np.nan), query), text)
+            scores["text"] = _prefer_query(scores["text"], cosine.score_query_items(text, item_rows), text)
         return scores
 
     def _ncf_all(self, users: FloatArray) -> FloatArray:

@@ -23,7 +23,6 @@ SERVE_FLAGS = {
 MIN_CPUS = 4
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
-    "RAY_TRAIN_V2_ENABLED": "1",
 }
 
 
