@@ -21,6 +21,7 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Calibration", "FusionPolicy", "WeightSearch", "fuse", "search_weights"]
 
+Weights = dict[SignalName, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
 STEPS = (0.5, 0.3, 0.2, 0.1, 0.05)
 MIN_GAIN = 1e-4
 
@@ -58,14 +59,22 @@ class Calibration(BaseModel):
 class FusionPolicy(BaseModel):
     """What a Release may change without retraining: signal weights, and how many items a source proposes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    weights: dict[SignalName, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    weights: Weights
+    """For a person with a history; searched on validation scores."""
     candidates: dict[SourceName, PositiveInt]
+    """Items per source."""
+    query_weights: Weights = {"text": 0.8, "popularity": 0.2}
+    """For a text (query or profile) without a history."""
+    query_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """How much `query_weights` count, beside `weights`, for a text with a history."""
+    cold_weights: Weights = {"popularity": 1.0}
+    """For a person about whom nothing is known."""
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> FusionPolicy:
-        if not any(self.weights.values()):
-            raise ValueError("every fusion weight is 0, so nothing would rank the items: give a signal a weight")
+        if not all(any(weights.values()) for weights in (self.weights, self.query_weights, self.cold_weights)):
+            raise ValueError("every fusion weight is 0, so nothing would rank items: give a signal a weight")
         if not self.candidates:
             raise ValueError("no source proposes candidates: name at least one, such as neural: 100")
         return self
