@@ -1,0 +1,113 @@
+"""A Dataset and its text vectors -> what every training worker needs, as plain arrays; and the networks for it.
+
+Knows no Ray: the driver puts `TrainingInputs` into the object store, so workers need no storage of their own.
+Shapes: U users, N items, T width of a text vector.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmrec_ray.config import Recipe
+from llmrec_ray.data import Dataset
+from llmrec_ray.model import FrozenText, FusionRecommender, TrainingModule, Windows, make_windows
+from llmrec_ray.model.encoder import TextEncoder, TunedText
+from llmrec_ray.model.source import resolve_model
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["LateFusion", "TrainingInputs", "build_module", "build_recommender"]
+
+
+@dataclass(frozen=True)
+class LateFusion:
+    """A fixed partner of the neural signal: validation then also reports the fused ranking's `late_ndcg@10`.
+
+    scores: [U, N] float32 raw scores of the partner for the users' train histories.
+    neural_weight: share of the neural signal; the partner gets the rest, both scaled to unit deviation.
+    """
+
+    scores: FloatArray
+    neural_weight: float
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Train histories, validation targets and texts.
+
+    histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows.
+    text_vectors: [N, T] float32 in text space (centred, unit norm), or None when items have no texts.
+    text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
+    """
+
+    histories: Histories
+    targets: IntArray
+    n_items: int
+    text_vectors: FloatArray | None = None
+    text_center: FloatArray | None = None
+    item_texts: list[str] | None = None
+    late: LateFusion | None = None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        dataset: Dataset,
+        text_vectors: FloatArray | None,
+        text_center: FloatArray | None,
+        late: LateFusion | None = None,
+    ) -> TrainingInputs:
+        """Take from a Dataset what this recipe trains on; texts only when its encoder trains."""
+        return cls(
+            histories=dataset.histories("train"),
+            targets=dataset.targets("validation"),
+            n_items=len(dataset.items),
+            text_vectors=text_vectors if _reads_text(recipe) else None,
+            text_center=text_center if _tunes(recipe) else None,
+            item_texts=dataset.item_texts if _tunes(recipe) else None,
+            late=late,
+        )
+
+    def windows(self, recipe: Recipe) -> Windows:
+        """Training windows over the train histories."""
+        return make_windows(self.histories, recipe.model.history_length)
+
+
+def build_recommender(recipe: Recipe, n_users: int, n_items: int, text_size: int | None) -> FusionRecommender:
+    """The untrained recommender of a recipe; `text_size` is ignored when the items' vectors read no text."""
+    return FusionRecommender(
+        recipe.model, recipe.fusion.item_vector, n_users, n_items, text_size if _reads_text(recipe) else None
+    )
+
+
+def build_module(recipe: Recipe, inputs: TrainingInputs, windows: Windows) -> TrainingModule:
+    """The training module with the recipe's seed: the same initial weights in every process."""
+    torch.manual_seed(recipe.seed)
+    text_size = None if inputs.text_vectors is None else inputs.text_vectors.shape[1]
+    model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size)
+    model.start_from_popularity(windows.item_counts(inputs.n_items))
+    return TrainingModule(model, _text_source(recipe, inputs))
+
+
+def _text_source(recipe: Recipe, inputs: TrainingInputs) -> nn.Module | None:
+    if inputs.text_vectors is None:
+        return None
+    if not _tunes(recipe):
+        with warnings.catch_warnings():  # the table is shared memory: read-only, and nothing writes to it
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return FrozenText(np.asarray(inputs.text_vectors, dtype=np.float32))
+    assert inputs.item_texts is not None and inputs.text_center is not None, "tuning without texts. This is a bug."
+    encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
+    return TunedText(encoder, inputs.item_texts, inputs.text_center)
+
+
+def _reads_text(recipe: Recipe) -> bool:
+    return recipe.fusion.item_vector != "id"
+
+
+def _tunes(recipe: Recipe) -> bool:
+    return _reads_text(recipe) and recipe.encoder.tuning == "top_layers"

@@ -1,0 +1,63 @@
+"""Epoch metrics and worker failures, from Ray Train's controller process to a progress bar in the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray.exceptions
+import ray.train
+from ray.util.queue import Queue
+from tqdm import tqdm
+
+__all__ = ["ReportToDriver", "progress_bar"]
+
+logger = logging.getLogger(__name__)
+
+
+class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
+    """Runs in the controller; puts what happens into a queue that the driver reads."""
+
+    def __init__(self, channel: Queue) -> None:
+        self._channel = channel
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
+        """One epoch's metrics of the first worker."""
+        self._channel.put(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Which workers failed, and how."""
+        self._channel.put({rank: str(error).strip().splitlines()[-1] for rank, error in worker_exceptions.items()})
+
+
+@contextlib.contextmanager
+def progress_bar(epochs: int) -> Iterator[ReportToDriver]:
+    """A bar over epochs on stderr for the length of the block; the callback feeds it."""
+    channel = Queue(actor_options={"num_cpus": 0})
+    reader = threading.Thread(target=_show, args=(channel, epochs), daemon=True)
+    reader.start()
+    try:
+        yield ReportToDriver(channel)
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            channel.put(None)
+            reader.join()
+            channel.shutdown()
+
+
+def _show(channel: Queue, epochs: int) -> None:
+    with contextlib.suppress(ray.exceptions.RayError), tqdm(total=epochs, desc="train", unit="epoch") as bar:
+        while (message := channel.get()) is not None:
+            if "epoch" in message:
+                bar.update(int(message["epoch"]) - bar.n)
+                bar.set_postfix_str(_line(message))
+            else:
+                logger.warning("Training workers failed: %s", message)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return (f"loss {metrics['loss']:.4f}, validation ndcg@10 {metrics['ndcg@10']:.4f}, "
+            f"best epoch {metrics['best_epoch']:.0f}")

@@ -1,0 +1,194 @@
+"""Recipe and data -> a trained model, through Ray Train: the driver's side.
+
+The run's folder holds Ray Train's checkpoints (the newest and the best) and `run.json`, which says what was
+trained on what, so that only the same run is resumed. It knows no Bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ray
+import ray.train
+from pyarrow import fs as pafs
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from llmrec_ray.artifact import read_json, write_json_atomic
+from llmrec_ray.config import Recipe
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, TrainingError
+from llmrec_ray.train.checkpoint import load_state, load_weights
+from llmrec_ray.train.inputs import TrainingInputs
+from llmrec_ray.train.progress import progress_bar
+from llmrec_ray.train.worker import train_worker
+
+__all__ = ["TrainedModel", "run_training"]
+
+logger = logging.getLogger(__name__)
+
+SELECTION = "ndcg@10"
+SECTIONS_THAT_MATTER = ("seed", "encoder", "model", "train", "fusion")
+FREE_TO_CHANGE = {"num_workers", "sharding", "use_gpu", "epochs", "patience", "max_failures"}
+MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.backbone."
+POLL_S = "0.2"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The weights of the best epoch.
+
+    model_state: state dict of the `FusionRecommender`. encoder_state: the trained tensors of the encoder's
+    backbone, by its names; empty when the encoder is frozen. epochs: metrics of every epoch, oldest first.
+    """
+
+    model_state: dict[str, Tensor]
+    encoder_state: dict[str, Tensor]
+    epochs: list[dict[str, float]]
+    best_epoch: int
+    seconds: float
+
+
+def run_training(
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    run_dir: str,
+    *,
+    data_id: str = "",
+    resume: bool = False,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> TrainedModel:
+    """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
+
+    Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from its
+    last checkpoint, also with other workers, sharding, epochs or patience; nothing else may differ.
+
+    Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
+    ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
+    """
+    _check_cluster(recipe)
+    _open_run(run_dir, _identity(recipe, inputs, data_id), resume=resume)
+    started = time.perf_counter()
+    with progress_bar(recipe.train.epochs) as reporter:
+        result = _fit(recipe, inputs, run_dir, [reporter, *callbacks])
+    if result.return_value is not None:
+        raise TrainingError(result.return_value)
+    trained = _best(result, time.perf_counter() - started)
+    logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d",
+                len(trained.epochs), trained.seconds, trained.epochs[trained.best_epoch - 1][SELECTION],
+                trained.best_epoch)
+    return trained
+
+
+def _fit(
+    recipe: Recipe, inputs: TrainingInputs, run_dir: str, callbacks: list[ray.train.UserCallback]
+) -> ray.train.Result:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)  # a report waits for the next poll
+    train = recipe.train
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"recipe": recipe.model_dump_json(), "inputs": ray.put(inputs)},
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=_resources(recipe)
+        ),
+        run_config=ray.train.RunConfig(
+            name=PurePosixPath(run_dir).name,
+            storage_path=str(run_dir).rpartition("/")[0],
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
+            ),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(
+            f"Training failed after {train.max_failures} restarts (train.max_failures): "
+            f"{str(error).strip().splitlines()[-1]}. What was done is kept: go on with --resume."
+        ) from error
+
+
+def _best(result: ray.train.Result, seconds: float) -> TrainedModel:
+    assert result.checkpoint is not None, "training ended without a checkpoint. This is a bug."
+    with result.checkpoint.as_directory() as folder:
+        state = load_state(Path(folder))
+    checkpoint, metrics = max(result.best_checkpoints, key=lambda entry: entry[1][SELECTION])
+    with checkpoint.as_directory() as folder:
+        weights = load_weights(Path(folder))
+    return TrainedModel(
+        model_state=_under(MODEL_PREFIX, weights), encoder_state=_under(BACKBONE_PREFIX, weights),
+        epochs=state.epochs, best_epoch=int(metrics["epoch"]), seconds=seconds,
+    )
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _resources(recipe: Recipe) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if recipe.train.use_gpu else {"CPU": 1}
+
+
+def _check_cluster(recipe: Recipe) -> None:
+    have = ray.cluster_resources()
+    for kind, each in _resources(recipe).items():
+        needed = each * recipe.train.num_workers
+        if have.get(kind, 0) < needed:
+            raise ClusterError(
+                f"train.num_workers is {recipe.train.num_workers}, which needs {needed:g} {kind}s, but Ray has "
+                f"{have.get(kind, 0):g}: set train.num_workers lower, or join a larger cluster."
+            )
+
+
+def _identity(recipe: Recipe, inputs: TrainingInputs, data_id: str) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    tree = recipe.model_dump(mode="json", include=set(SECTIONS_THAT_MATTER))
+    tree["train"] = {key: value for key, value in tree["train"].items() if key not in FREE_TO_CHANGE}
+    vectors = b"" if inputs.text_vectors is None else inputs.text_vectors.tobytes()
+    return {"recipe": tree, "dataset": data_id, "text_vectors": hashlib.sha256(vectors).hexdigest()[:16]}
+
+
+def _open_run(run_dir: str, identity: dict[str, Any], *, resume: bool) -> None:
+    record = f"{run_dir}/run.json"
+    if not resume:
+        _remove(run_dir)
+        write_json_atomic(record, identity)
+        return
+    try:
+        before = read_json(record)
+    except FileNotFoundError:
+        raise ArtifactNotFoundError(
+            f"There is no training run to resume in {run_dir}: run `llmrec train` without --resume."
+        ) from None
+    if changed := _differences(before, json.loads(json.dumps(identity))):
+        raise ArtifactMismatchError(
+            f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and data "
+            "it was started with, or train anew without --resume."
+        )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [path.removeprefix("recipe.")] if before != now else []
+    keys = sorted(before.keys() | now.keys())
+    return [name for key in keys for name in _differences(before.get(key), now.get(key), f"{path}.{key}".strip("."))]
+
+
+def _remove(run_dir: str) -> None:
+    if "://" not in run_dir:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    filesystem, path = pafs.FileSystem.from_uri(run_dir)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        filesystem.delete_dir(path)

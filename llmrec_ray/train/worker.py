@@ -1,0 +1,61 @@
+"""The Ray Train side of one training process: its place in the group, its checkpoint, its reports."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from llmrec_ray.config import Recipe
+from llmrec_ray.errors import LlmrecError
+from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.workers import Workers
+
+__all__ = ["train_worker"]
+
+
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Run the loop; None when all went well, else a message for people.
+
+    An error for people is returned rather than raised: Ray Train would restart the workers to meet it again.
+    All workers meet it alike, since it follows from what they share.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    recipe = Recipe.model_validate_json(config["recipe"])
+    inputs = ray.get(config["inputs"])
+    try:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            train_epochs(recipe, inputs, _workers(), _report)
+        else:
+            with checkpoint.as_directory() as folder:
+                train_epochs(recipe, inputs, _workers(), _report, Path(folder))
+    except LlmrecError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _workers() -> Workers:
+    context = ray.train.get_context()
+    return Workers(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_world_size=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+
+
+def _report(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
+    if write is None:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
