@@ -2,6 +2,7 @@
 
 from llmrec_ray.config.load import load_recipe, recipe_names
 from llmrec_ray.config.schema import (
+    AppConfig,
     DataConfig,
     EncoderConfig,
     EvaluateConfig,
@@ -13,6 +14,7 @@ from llmrec_ray.config.schema import (
     ModelConfig,
     Recipe,
     Replicas,
+    RequestLimits,
     RetrievalConfig,
     ServeConfig,
     SignalName,
@@ -23,6 +25,7 @@ from llmrec_ray.config.schema import (
 )
 
 __all__ = [
+    "AppConfig",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "Recipe",
     "Replicas",
+    "RequestLimits",
     "RetrievalConfig",
     "ServeConfig",
     "SignalName",

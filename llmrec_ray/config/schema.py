@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 __all__ = [
+    "AppConfig",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -19,6 +20,8 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "Recipe",
+    "Replicas",
+    "RequestLimits",
     "RetrievalConfig",
     "ServeConfig",
     "SignalName",
@@ -67,6 +70,15 @@ class LogConfig(Section):
     """Unit of numeric timestamps since 1970 UTC, or text in ISO 8601."""
     min_value: float | None = None
     """Keep only events with at least this value; leave empty for implicit feedback."""
+
+    @model_validator(mode="after")
+    def _check_min_value_has_a_column(self) -> LogConfig:
+        if self.min_value is not None and self.columns.value is None:
+            raise ValueError(
+                f"min_value is {self.min_value}, but no column is named as the value: "
+                "set columns.value, or leave min_value empty"
+            )
+        return self
 
 
 class TableConfig(Section):
@@ -292,19 +304,24 @@ class Replicas(Section):
     """GPUs per replica."""
 
 
-class ServeConfig(Section):
-    """The endpoint."""
+class RequestLimits(Section):
+    """The most that one request may ask for."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; with HAProxy in front Serve binds to all interfaces whatever this says."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """HTTP port."""
     max_k: PositiveInt = 200
     """Longest list a request may ask for."""
     max_history: PositiveInt = 1000
-    """Most items a request's history may carry."""
+    """Most items a request's history may carry; also how many later events of a user are read."""
     max_text_chars: PositiveInt = 4000
     """Longest query or profile, in characters."""
+    max_events: PositiveInt = 1000
+    """Most events in one call of /v1/events."""
+
+
+class AppConfig(Section):
+    """What the Serve application is told, however it is deployed."""
+
+    limits: RequestLimits = RequestLimits()
+    """The most that one request may ask for."""
     ingress: Replicas = Replicas(target_ongoing_requests=16, max_ongoing_requests=64)
     """Validation, orchestration, feedback."""
     encoder: Replicas = Replicas()
@@ -313,6 +330,15 @@ class ServeConfig(Section):
     """Candidates."""
     reranker: Replicas = Replicas()
     """Final order."""
+
+
+class ServeConfig(AppConfig):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; with HAProxy in front Serve binds to all interfaces whatever this says."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """HTTP port."""
 
 
 class Recipe(Section):

@@ -1,0 +1,97 @@
+"""Requests between the stages: rows and arrays only, cheap to send from one process to another.
+
+Shapes: B = requests, C = candidates per request, K = longest list asked for, T = text vector size,
+d = embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmrec_ray.config import SignalName
+from llmrec_ray.errors import ArtifactMismatchError
+from llmrec_ray.recommend.messages import Filters
+from llmrec_ray.types import Candidates, FloatArray, Histories, IntArray
+
+__all__ = ["Ranked", "RequestBatch", "Retrieved"]
+
+
+@dataclass(frozen=True)
+class RequestBatch:
+    """B requests after ids have become rows.
+
+    release_id: the Release whose rows these are; a stage that holds another one must refuse them.
+    histories: everything known about each person, oldest first.
+    texts: texts to encode per request, query before profile; empty when there are none.
+    k, exclude_seen, filters, weights: as requested; weights None = the Release's policy.
+    """
+
+    release_id: str
+    histories: Histories
+    texts: list[list[str]]
+    k: IntArray
+    exclude_seen: NDArray[np.bool_]
+    filters: list[Filters]
+    weights: list[dict[SignalName, float] | None]
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def check_release(self, held: str) -> None:
+        """Raises ArtifactMismatchError when these rows are not those of the Release that a stage holds."""
+        if self.release_id != held:
+            raise ArtifactMismatchError(
+                f"The request was made for release {self.release_id}, but this stage holds {held}: the "
+                "endpoint is being switched to another release, so send the request again."
+            )
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any request carries a text, so that the Encoder is needed."""
+        return any(self.texts)
+
+    @classmethod
+    def of_histories(cls, release_id: str, histories: Histories, k: int) -> RequestBatch:
+        """Plain requests for k unseen items each, as evaluation makes them."""
+        n = len(histories)
+        return cls(
+            release_id=release_id,
+            histories=histories,
+            texts=[[]] * n,
+            k=np.full(n, k, np.int64),
+            exclude_seen=np.ones(n, np.bool_),
+            filters=[Filters()] * n,
+            weights=[None] * n,
+        )
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Candidates, and what the Reranker would otherwise compute again.
+
+    users: [B, d + 1] user vectors.
+    text: [B, T] in text space, zero rows where a request has no text; None when no request has one.
+    """
+
+    candidates: Candidates
+    users: FloatArray
+    text: FloatArray | None
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The final order, best first.
+
+    item_rows: [B, K] int64, -1 after the last item. scores: [B, K] float32, -inf there.
+    shares: signal -> [B, K] float32; they add up to the score. sources: source -> [B, K] bool.
+    """
+
+    item_rows: IntArray
+    scores: FloatArray
+    shares: dict[str, FloatArray]
+    sources: dict[str, NDArray[np.bool_]]
+    timings_ms: dict[str, float]

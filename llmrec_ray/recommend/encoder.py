@@ -1,0 +1,31 @@
+"""Texts of requests -> one vector per request in the Bundle's text space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmrec_ray.bundle import Bundle
+from llmrec_ray.signals import to_text_space
+from llmrec_ray.types import FloatArray
+
+__all__ = ["Encoder"]
+
+
+class Encoder:
+    """Holds the text encoder of a Bundle that has one."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        assert bundle.text_center is not None, "an Encoder for a Bundle without texts. This is a bug."
+        self._encoder = bundle.encoder
+        self._center = bundle.text_center
+
+    def encode(self, texts: Sequence[Sequence[str]]) -> FloatArray:
+        """[B, T] float32 unit vectors; several texts of a request are averaged, none gives a zero row."""
+        flat = [text for several in texts for text in several]
+        owners = np.repeat(np.arange(len(texts)), [len(several) for several in texts])
+        sums = np.zeros((len(texts), len(self._center)), np.float32)
+        if flat:
+            np.add.at(sums, owners, to_text_space(self._encoder.encode(flat), self._center))
+        return to_text_space(sums, np.zeros_like(self._center))

@@ -1,0 +1,93 @@
+"""All stages in one process: what evaluation measures, tests call, and the endpoint spreads over replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Self
+
+import numpy as np
+
+from llmrec_ray.bundle import Bundle
+from llmrec_ray.config import RequestLimits
+from llmrec_ray.data import Dataset
+from llmrec_ray.index import Index
+from llmrec_ray.recommend.batch import Ranked, RequestBatch
+from llmrec_ray.recommend.encoder import Encoder
+from llmrec_ray.recommend.messages import Request, Response, SimilarItem
+from llmrec_ray.recommend.reranker import Reranker
+from llmrec_ray.recommend.resolver import Resolver
+from llmrec_ray.recommend.retriever import Retriever
+from llmrec_ray.release import Release
+from llmrec_ray.signals import FusionPolicy
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """Resolve, encode when there is a text, retrieve, rerank, respond."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        bundle: Bundle,
+        index: Index,
+        *,
+        policy: FusionPolicy | None = None,
+        release_id: str = "unpublished",
+        limits: RequestLimits | None = None,
+    ) -> None:
+        policy = policy or bundle.policy
+        self._release_id = release_id
+        self.resolver = Resolver(
+            dataset, release_id, has_encoder=bundle.has_encoder, limits=limits or RequestLimits()
+        )
+        self.encoder = Encoder(bundle) if bundle.has_encoder else None
+        self.retriever = Retriever(bundle, index, dataset.item_attributes, policy, release_id)
+        self.reranker = Reranker(bundle, policy, release_id)
+
+    @classmethod
+    def of_release(cls, release: Release, *, limits: RequestLimits | None = None) -> Self:
+        """Load and verify everything a Release names."""
+        return cls(
+            Dataset.open(release.dataset.uri),
+            Bundle.open(release.bundle.uri),
+            Index.load(release.index.uri),
+            policy=release.policy,
+            release_id=release.id,
+            limits=limits,
+        )
+
+    def recommend(
+        self, requests: Sequence[Request], recent: Mapping[str, Sequence[str]] | None = None
+    ) -> list[Response]:
+        """One Response per Request; all are computed together and share the timings.
+
+        recent: item ids of events that came after the Dataset, by user id, oldest first. Raises RequestError.
+        """
+        if not requests:
+            return []
+        start = perf_counter()
+        batch = self.resolver.resolve(requests, recent or {})
+        encoded = perf_counter()
+        text = self.encoder.encode(batch.texts) if self.encoder is not None and batch.has_text else None
+        encode_ms = {"encode": (perf_counter() - encoded) * 1000} if text is not None else {}
+        ranked = self._rank(batch, text)
+        timings = {**encode_ms, **ranked.timings_ms, "total": (perf_counter() - start) * 1000}
+        return self.resolver.respond(requests, batch, ranked, timings)
+
+    def recommend_rows(self, histories: Histories, k: int) -> IntArray:
+        """Item rows [B, k] for users given as histories, best first, without seen items; -1 after these."""
+        rows = self._rank(RequestBatch.of_histories(self._release_id, histories, k), None).item_rows
+        missing = k - rows.shape[1]
+        return np.pad(rows, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else rows
+
+    def similar(self, item_id: str, k: int = 10) -> list[SimilarItem]:
+        """The k items most like one item. Raises RequestError when the item is unknown."""
+        self.resolver.check_k(k)
+        rows, scores = self.retriever.similar(np.array([self.resolver.item_row(item_id)]), k)
+        return self.resolver.similar_items(rows[0], scores[0])
+
+    def _rank(self, batch: RequestBatch, text: FloatArray | None) -> Ranked:
+        return self.reranker.rerank(batch, self.retriever.retrieve(batch, text))

@@ -1,0 +1,178 @@
+"""The border: requests with outside ids become rows, and ranked rows become responses with ids and titles."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llmrec_ray.config import RequestLimits
+from llmrec_ray.data import Dataset
+from llmrec_ray.errors import RequestError
+from llmrec_ray.recommend.batch import Ranked, RequestBatch
+from llmrec_ray.recommend.messages import RecommendedItem, Request, Response, SimilarItem
+from llmrec_ray.recommend.weights import is_cold
+from llmrec_ray.text import clean_text
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["Resolver"]
+
+
+class Resolver:
+    """Knows ids, titles, attribute names and everyone's history; nothing about vectors or scores."""
+
+    def __init__(self, dataset: Dataset, release_id: str, *, has_encoder: bool, limits: RequestLimits) -> None:
+        self.release_id = release_id
+        self._users = dataset.users
+        self._items = dataset.items
+        self._titles = dataset.item_titles
+        self._attributes = tuple(dataset.item_attributes.columns)
+        self._histories = dataset.histories("test")
+        self._has_encoder = has_encoder
+        self._limits = limits
+
+    def resolve(self, requests: Sequence[Request], recent: Mapping[str, Sequence[str]]) -> RequestBatch:
+        """Rows for B requests; `recent` maps a user id to item ids of events after the Dataset, oldest first.
+
+        Raises RequestError naming the offending field.
+        """
+        for request in requests:
+            self._check(request)
+        rows = self._users.rows(request.user_id or "" for request in requests)
+        pasts = [self._past(request, int(row), recent) for request, row in zip(requests, rows, strict=True)]
+        return RequestBatch(
+            release_id=self.release_id,
+            histories=Histories.from_lists(pasts, rows.tolist()),
+            texts=[[clean_text(text) for text in (r.query, r.profile) if text is not None] for r in requests],
+            k=np.array([request.k for request in requests], np.int64),
+            exclude_seen=np.array([request.exclude_seen for request in requests], np.bool_),
+            filters=[request.filters for request in requests],
+            weights=[r.weights for r in requests],
+        )
+
+    def respond(
+        self,
+        requests: Sequence[Request],
+        batch: RequestBatch,
+        ranked: Ranked,
+        timings_ms: Mapping[str, float],
+        degraded: Sequence[str] = (),
+    ) -> list[Response]:
+        """One Response per request, in order."""
+        cold = is_cold(batch)
+        timings = {stage: round(elapsed, 3) for stage, elapsed in timings_ms.items()}
+        responses = []
+        for position, request in enumerate(requests):
+            items = self._listed(ranked, position, explain=request.explain)
+            known = bool(batch.histories.user_rows[position] >= 0)
+            responses.append(Response(
+                items=items,
+                user="anonymous" if request.user_id is None else "known" if known else "unknown",
+                cold=bool(cold[position]),
+                ignored_items=[id_ for id_ in request.history or () if id_ not in self._items],
+                notes=_notes(request, known=known, cold=bool(cold[position]), shown=len(items)),
+                release=self.release_id,
+                request_id=uuid.uuid4().hex,
+                timings_ms=timings,
+                degraded=list(degraded),
+            ))
+        return responses
+
+    def item_row(self, item_id: str) -> int:
+        """Row of an item. Raises RequestError with the code `not_found`."""
+        row = self._items.row(item_id)
+        if row < 0:
+            message = f"There is no item {item_id!r} in release {self.release_id}."
+            raise RequestError(message, field="item_id", code="not_found")
+        return row
+
+    def check_k(self, k: int) -> None:
+        """Raises RequestError when more items are asked for than the limit."""
+        if not 1 <= k <= self._limits.max_k:
+            raise RequestError(f"k is {k}; it must be between 1 and {self._limits.max_k}.", field="k")
+
+    def similar_items(self, rows: IntArray, scores: FloatArray) -> list[SimilarItem]:
+        """Ids and titles of rows [k] with their scores [k]."""
+        return [
+            SimilarItem(item_id=self._items.id(int(row)), title=self._titles[row], score=float(score))
+            for row, score in zip(rows, scores, strict=True)
+            if row >= 0
+        ]
+
+    def _past(self, request: Request, user_row: int, recent: Mapping[str, Sequence[str]]) -> list[int]:
+        """Stored history, then later events, then the request's own items."""
+        stored = self._histories[user_row].tolist() if user_row >= 0 else []
+        later = recent.get(request.user_id, ()) if request.user_id is not None else ()
+        return [*stored, *self._items.known_rows([*later, *(request.history or ())]).tolist()]
+
+    def _check(self, request: Request) -> None:
+        if all(given is None for given in (request.user_id, request.history, request.query, request.profile)):
+            raise RequestError(
+                "The request says nothing about who asks or what for: give at least one of user_id, history, "
+                "query and profile.", field="user_id",
+            )
+        self.check_k(request.k)
+        n_history, limit = len(request.history or ()), self._limits.max_history
+        if n_history > limit:
+            message = f"history has {n_history} items; at most {limit} are read: send the newest."
+            raise RequestError(message, field="history")
+        for field, text in (("query", request.query), ("profile", request.profile)):
+            if text is not None:
+                self._check_text(field, text)
+        self._check_filters(request)
+        if request.weights is not None and not any(request.weights.values()):
+            message = "Every weight is 0, so nothing would rank the items: give one signal a weight."
+            raise RequestError(message, field="weights")
+
+    def _check_text(self, field: str, text: str) -> None:
+        if not clean_text(text):
+            raise RequestError(f"{field} is empty: send some text, or leave the field out.", field=field)
+        limit = self._limits.max_text_chars
+        if len(text) > limit:
+            message = f"{field} has {len(text)} characters; at most {limit} are read: shorten it."
+            raise RequestError(message, field=field)
+        if not self._has_encoder:
+            raise RequestError(
+                f"Release {self.release_id} has no text encoder, so {field} cannot be used: leave it out.",
+                field=field, code="not_supported",
+            )
+
+    def _check_filters(self, request: Request) -> None:
+        for name in request.filters.attributes:
+            if name not in self._attributes:
+                known = ", ".join(self._attributes) or "none"
+                raise RequestError(
+                    f"There is no item attribute {name!r} to filter by; there are: {known}.",
+                    field=f"filters.attributes.{name}",
+                )
+
+    def _listed(self, ranked: Ranked, position: int, *, explain: bool) -> list[RecommendedItem]:
+        items = []
+        for place, row in enumerate(ranked.item_rows[position]):
+            if row < 0:
+                break
+            shares = {name: float(share[position, place]) for name, share in ranked.shares.items()}
+            sources = [name for name, marks in ranked.sources.items() if marks[position, place]]
+            items.append(RecommendedItem(
+                item_id=self._items.id(int(row)),
+                title=self._titles[row],
+                score=float(ranked.scores[position, place]),
+                shares=shares if explain else None,
+                sources=sources if explain else None,
+            ))
+        return items
+
+
+def _notes(request: Request, *, known: bool, cold: bool, shown: int) -> list[str]:
+    notes = []
+    if request.user_id is not None and not known:
+        notes.append(f"user_id {request.user_id!r} is not known to this release.")
+    if cold:
+        notes.append("There is nothing to go by, so the most popular items are shown.")
+    unseen = "unseen " if request.exclude_seen else ""
+    if shown == 0:
+        notes.append(f"No {unseen}item passes the filters.")
+    elif shown < request.k:
+        notes.append(f"Fewer than {request.k} {unseen}items pass the filters.")
+    return notes
