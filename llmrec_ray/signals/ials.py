@@ -27,10 +27,10 @@ class Ials:
 
     def __init__(
         self,
-        factors: int = 64,
-        unobserved_weight: float = 0.1,
-        l2: float = 0.003,
-        iterations: int = 16,
+        factors: int = 32,
+        unobserved_weight: float = 0.3,
+        l2: float = 0.01,
+        iterations: int = 10,
         seed: int = 0,
     ) -> None:
         self.factors = factors
