@@ -24,7 +24,12 @@ from typing import Any, Literal, TypeAlias
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.errors import (
+    ArtifactError,
+    ArtifactMismatchError,
+    ArtifactNotFoundError,
+    CorruptArtifactError,
+)
 
 __all__ = [
     "Artifact",
@@ -53,7 +58,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact says about itself. `id` hashes kind, config, parents and file contents, not the time."""
+    """What an artifact says about itself. `id` hashes kind, format, config, parents and files, not the time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ArtifactKind
@@ -93,15 +98,15 @@ def create_artifact(
 ) -> Artifact:
     """Let `write(folder)` fill a staging folder, then commit it as `<root>/<kind>-<id>`.
 
-    An artifact with the same content that is already there is returned as it is. When `write` raises, the
-    staging folder is removed and the error goes on.
+    An artifact with the same content that is already there is returned as it is, unless it is damaged; then it is
+    replaced. When `write` raises, the staging folder is removed and the error goes on.
     """
     filesystem, base = _filesystem(root)
     with _staging_folder(filesystem, base, kind) as folder:
         write(folder)
         files = _hash_files(folder)
         identity = {
-            "kind": kind, "config": dict(config), "parents": dict(parents or {}),
+            "kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "parents": dict(parents or {}),
             "files": {name: entry.sha256 for name, entry in files.items()},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -113,7 +118,7 @@ def create_artifact(
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         name = f"{kind}-{digest}"
-        _commit(filesystem, folder, str(PurePosixPath(base) / name))
+        _commit(filesystem, folder, str(PurePosixPath(base) / name), manifest)
     return open_artifact(f"{root.rstrip('/')}/{name}", kind, verify=False)
 
 
@@ -176,6 +181,7 @@ def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
     filesystem, path = _filesystem(uri)
     payload = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
     if not _is_local(filesystem):
+        filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with filesystem.open_output_stream(path) as stream:
             stream.write(payload)
         return
@@ -242,12 +248,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _commit(filesystem: pafs.FileSystem, folder: Path, target: str) -> None:
+def _commit(filesystem: pafs.FileSystem, folder: Path, target: str, manifest: Manifest) -> None:
     if _is_local(filesystem):
-        with contextlib.suppress(FileExistsError, OSError):
-            folder.rename(target)
-        if not (Path(target) / MANIFEST).is_file():
-            raise ArtifactError(f"{target} could not be written: is there space, and may this user write there?")
+        _commit_locally(folder, Path(target), manifest)
         return
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
@@ -255,6 +258,25 @@ def _commit(filesystem: pafs.FileSystem, folder: Path, target: str) -> None:
         filesystem.create_dir(str(PurePosixPath(destination).parent), recursive=True)
         pafs.copy_files(str(folder / name), destination, source_filesystem=pafs.LocalFileSystem(),
                         destination_filesystem=filesystem)
+
+
+def _commit_locally(folder: Path, target: Path, manifest: Manifest) -> None:
+    """Rename into place. The same artifact stays when it is whole; a damaged one makes room."""
+    if target.exists() and not _is_whole(target, manifest):
+        shutil.rmtree(target.rename(folder.with_name(f"{folder.name}-damaged")))
+    with contextlib.suppress(OSError):
+        folder.rename(target)
+    if not (target / MANIFEST).is_file():
+        raise ArtifactError(f"{target} could not be written: is there space, and may this user write there?")
+
+
+def _is_whole(path: Path, manifest: Manifest) -> bool:
+    try:
+        _read_manifest(pafs.LocalFileSystem(), str(path), str(path))
+        _verify(path, manifest, str(path))
+    except ArtifactError:
+        return False
+    return True
 
 
 def _read_manifest(filesystem: pafs.FileSystem, base: str, uri: str) -> Manifest:

@@ -1,7 +1,7 @@
 """The name of a public data set -> its canonical TSV files in a raw folder, checked and complete.
 
-MovieLens-100K comes from grouplens.org or, when that host cannot be reached, out of the wheel of the PyPI package
-recbole, which carries the same ratings. The data may not be redistributed: it stays out of the repository.
+MovieLens-100K comes from grouplens.org or, when that host cannot be reached, out of the wheel of the PyPI
+package recbole, which carries the same ratings. The data may not be redistributed: it stays out of the repository.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Tables: TypeAlias = dict[str, str]
 GROUPLENS_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 GROUPLENS_MD5 = "0e33842e24a9c977be4e0107933c0723"
 GROUPLENS_TIMEOUT_S = 10.0
+PIP_TIMEOUT_S = 300.0
 WHEEL = "recbole==1.2.1"
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k/ml-100k"
 WHEEL_SHA256 = {
@@ -37,23 +38,27 @@ WHEEL_SHA256 = {
     ".item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     ".user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
+FILES = ("interactions.tsv", "items.tsv", "users.tsv")
 RECEIPT = "fetched.json"
 GENRES = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
-)  # fmt: skip
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)
+RATINGS = "user_id item_id rating timestamp"
+ITEMS = "item_id title year genres"
+USERS = "user_id age gender occupation"
 UNKNOWN = {"unknown", "unkonwn"}  # the second is how the wheel spells it
 
 
 def fetch(name: str, raw_folder: Path) -> Path:
     """Bring the data set `name` into `raw_folder` and return that folder; at once when it is there already.
 
-    Writes interactions.tsv (user_id, item_id, rating, timestamp, in the order of the source), items.tsv (item_id,
-    title, year, genres) and users.tsv (user_id, age, gender, occupation). Raises MissingInputError when the name is
-    unknown or no source can be reached or trusted.
+    Writes interactions.tsv (user_id, item_id, rating, timestamp, in the order of the source), items.tsv
+    (item_id, title, year, genres) and users.tsv (user_id, age, gender, occupation). Raises MissingInputError when
+    the name is unknown or no source can be reached or trusted.
     """
     if name != "movielens-100k":
-        raise MissingInputError(f"There is no public data set {name!r} here: the one known is 'movielens-100k'.")
+        raise MissingInputError(f"There is no public data set {name!r}: choose 'movielens-100k'.")
     if _is_complete(raw_folder):
         return raw_folder
     source, tables = _first_that_works({"grouplens.org": _from_grouplens, "recbole wheel": _from_wheel})
@@ -63,8 +68,8 @@ def fetch(name: str, raw_folder: Path) -> Path:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-        return all(_sha256((folder / name).read_bytes()) == digest for name, digest in receipt["sha256"].items())
+        digests = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["sha256"]
+        return all(_sha256((folder / name).read_bytes()) == digests[name] for name in FILES)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -77,8 +82,8 @@ def _first_that_works(sources: dict[str, Callable[[], Tables]]) -> tuple[str, Ta
         except MissingInputError as error:
             failures.append(f"{name}: {error}")
     raise MissingInputError(
-        "MovieLens-100K cannot be fetched. " + " ".join(failures) + " Connect to one of the two, or put "
-        "interactions.tsv, items.tsv and users.tsv into a folder yourself and point data.*.paths at it."
+        f"MovieLens-100K cannot be fetched. {' '.join(failures)} Make one of the two reachable, or bring your own "
+        "files and name them in the recipe's data section."
     )
 
 
@@ -99,11 +104,7 @@ def _read_grouplens(payload: bytes) -> Tables:
         ratings = archive.read("ml-100k/u.data").decode()
         items = [line.split("|") for line in archive.read("ml-100k/u.item").decode("latin-1").splitlines()]
         users = [line.split("|") for line in archive.read("ml-100k/u.user").decode().splitlines()]
-    return {
-        "interactions.tsv": _tsv("user_id item_id rating timestamp", [row.split("\t") for row in ratings.splitlines()]),
-        "items.tsv": _tsv("item_id title year genres", [_grouplens_item(fields) for fields in items]),
-        "users.tsv": _tsv("user_id age gender occupation", [fields[:4] for fields in users]),
-    }
+    return _tables([row.split("\t") for row in ratings.splitlines()], [_grouplens_item(row) for row in items], users)
 
 
 def _grouplens_item(fields: list[str]) -> list[str]:
@@ -114,35 +115,38 @@ def _grouplens_item(fields: list[str]) -> list[str]:
 
 def _from_wheel() -> Tables:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if result.returncode or not wheels:
-            lines = result.stderr.strip().splitlines()
-            raise MissingInputError(f"`pip download {WHEEL}` failed ({lines[-1] if lines else 'no message'}).")
-        return _read_wheel(wheels[0])
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                   "--only-binary=:all:", "--dest", folder, WHEEL]
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=PIP_TIMEOUT_S)
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
+            raise MissingInputError(f"`pip download {WHEEL}` failed ({reason}).") from None
+        except subprocess.TimeoutExpired:
+            raise MissingInputError(f"`pip download {WHEEL}` took more than {PIP_TIMEOUT_S:.0f} s.") from None
+        return _read_wheel(next(Path(folder).glob("*.whl")))
 
 
 def _read_wheel(path: Path) -> Tables:
     with zipfile.ZipFile(path) as archive:
         payloads = {suffix: archive.read(WHEEL_FOLDER + suffix) for suffix in WHEEL_SHA256}
     for suffix, payload in payloads.items():
-        if _sha256(payload) != WHEEL_SHA256[suffix]:
-            raise MissingInputError(
-                f"{WHEEL_FOLDER}{suffix} in {path.name} has the SHA-256 {_sha256(payload)}, not {WHEEL_SHA256[suffix]}."
-            )
+        found, wanted = _sha256(payload), WHEEL_SHA256[suffix]
+        if found != wanted:
+            raise MissingInputError(f"{WHEEL_FOLDER}{suffix} in {path.name} has the SHA-256 {found}, not {wanted}.")
     ratings, items, users = (
         [line.split("\t") for line in payloads[suffix].decode().splitlines()[1:]] for suffix in WHEEL_SHA256
     )
-    return {
-        "interactions.tsv": _tsv("user_id item_id rating timestamp", ratings),
-        "items.tsv": _tsv("item_id title year genres", [_item(*fields) for fields in items]),
-        "users.tsv": _tsv("user_id age gender occupation", [fields[:4] for fields in users]),
-    }
+    return _tables(ratings, [_item(*row) for row in items], users)
+
+
+def _tables(ratings: list[list[str]], items: list[list[str]], users: list[list[str]]) -> Tables:
+    contents = (_tsv(RATINGS, ratings), _tsv(ITEMS, items), _tsv(USERS, [row[:4] for row in users]))
+    return dict(zip(FILES, contents, strict=True))
 
 
 def _item(item_id: str, title: str, year: str, genres: str) -> list[str]:
-    """One spelling for both sources: no "(1995)" or "(V)" behind the title, nothing where nothing is known."""
+    """One spelling for both sources: the year not in the title, nothing where nothing is known."""
     found = re.fullmatch(r"(.*?)\s*\((\d{4})\)(?:\s*\(V\))?\s*", title)
     if found:
         title, year = found.groups()

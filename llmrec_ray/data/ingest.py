@@ -1,7 +1,7 @@
 """Raw files and a recipe -> one Dataset.
 
-Files are parsed apart (on Ray Data or here); what needs all rows (repeats, k-core, rows for ids, split) is one Polars
-program over the parsed rows in the order of the files, so neither blocks nor workers can change the result.
+Files are parsed apart, on Ray Data or here. What needs all rows (repeats, k-core, rows for ids, the split) is one
+Polars program over the parsed rows in the order of the files, so neither blocks nor workers can change the result.
 
 Row law, kept in `manifest.metrics`: rows read = kept + quarantined + dropped by each named filter.
 """
@@ -22,7 +22,7 @@ from llmrec_ray.data.parse import ParsedFile
 from llmrec_ray.data.sources import TableName, find_sources
 from llmrec_ray.data.spread import parse_files
 from llmrec_ray.data.tables import Descriptions, describe
-from llmrec_ray.errors import BadRowsError, EmptyResultError
+from llmrec_ray.errors import BadRowsError, DataError, EmptyResultError
 from llmrec_ray.types import Columns
 from llmrec_ray.vocab import Vocabulary
 
@@ -38,9 +38,9 @@ def ingest(
 ) -> Artifact:
     """Make the recipe's Dataset and remember it as the workspace's latest.
 
-    With `use_ray` the files are spread by Ray Data over `num_blocks` blocks (one per file when None); the result is
-    the same, byte for byte. Raises MissingInputError, BadRowsError, EmptyResultError and DataError; then nothing is
-    written.
+    `raw_folder` stands for {raw} in the recipe's paths. With `use_ray`, Ray Data spreads the files over
+    `num_blocks` blocks (one per file when None); the result is the same, byte for byte. Raises MissingInputError,
+    BadRowsError, EmptyResultError and DataError, and then writes nothing.
     """
     data = recipe.data
     parsed = parse_files(find_sources(data, raw_folder), data, use_ray=use_ray, num_blocks=num_blocks)
@@ -61,8 +61,8 @@ class _Tables:
     interactions: pl.DataFrame
     users: Vocabulary
     items: Vocabulary
-    item_descriptions: Descriptions
     user_descriptions: Descriptions
+    item_descriptions: Descriptions
     quarantine: pl.DataFrame
     metrics: dict[str, Any]
 
@@ -73,106 +73,125 @@ class _Tables:
             part.write_parquet(folder / "interactions" / f"part-{number:05}.parquet")
         self.users.save(folder / "vocabulary" / "users.parquet")
         self.items.save(folder / "vocabulary" / "items.parquet")
+        self.user_descriptions.texts.write_parquet(folder / "user_texts.parquet")
         self.item_descriptions.texts.write_parquet(folder / "item_texts.parquet")
         self.item_descriptions.attributes.write_parquet(folder / "item_attributes.parquet")
-        self.user_descriptions.texts.write_parquet(folder / "user_texts.parquet")
         self.quarantine.write_parquet(folder / "quarantine.parquet")
 
 
 def _check_quarantine(parsed: Sequence[ParsedFile], data: DataConfig) -> None:
     for table in dict.fromkeys(file.source.table for file in parsed):
-        files = [file for file in parsed if file.source.table == table]
+        files = _files(parsed, table)
         rows = sum(file.rows for file in files)
-        bad = pl.concat([file.quarantine for file in files])
         if not rows:
-            raise EmptyResultError(f"The files of data.{table} hold no rows: {_names(files)}. Give files with rows.")
+            names = ", ".join(file.source.name for file in files)
+            raise EmptyResultError(f"There are no rows in the files of data.{table} ({names}): give files with rows.")
+        bad = pl.concat(file.quarantine for file in files)
         if len(bad) > data.max_bad_ratio * rows:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in _counts(bad).items())
-            examples = "; ".join(
-                f"{row[Columns.FILE]} record {row[Columns.POSITION]}: {row[Columns.REASON]} in {row[Columns.RAW]!r}"
-                for row in bad.head(EXAMPLES).iter_rows(named=True)
-            )
             raise BadRowsError(
-                f"{len(bad)} of {rows} rows of data.{table} cannot be used ({reasons}), more than data.max_bad_ratio "
-                f"{data.max_bad_ratio} allows. First: {examples}. Correct the recipe or the rows, or raise the ratio."
+                f"{len(bad)} of {rows} rows of data.{table} cannot be used ({_in_words(_reasons(bad))}), more than "
+                f"data.max_bad_ratio {data.max_bad_ratio} allows. First: {_examples(bad)}. Correct the recipe or the "
+                "rows, or raise data.max_bad_ratio."
             )
 
 
-def _names(files: Sequence[ParsedFile]) -> str:
-    return ", ".join(file.source.name for file in files)
+def _files(parsed: Sequence[ParsedFile], table: TableName) -> list[ParsedFile]:
+    return [file for file in parsed if file.source.table == table]
 
 
-def _counts(quarantine: pl.DataFrame) -> dict[str, int]:
+def _reasons(quarantine: pl.DataFrame) -> dict[str, int]:
     return dict(sorted(quarantine.group_by(Columns.REASON).len().iter_rows()))
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _examples(quarantine: pl.DataFrame) -> str:
+    columns = (Columns.FILE, Columns.POSITION, Columns.REASON, Columns.RAW)
+    rows = quarantine.select(columns).head(EXAMPLES).iter_rows()
+    return "; ".join(f"{file} record {position} is {raw!r} ({reason})" for file, position, reason, raw in rows)
 
 
 def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
     filtered = filter_events(_good(parsed, "interactions"), data)
-    _check_anything_left(filtered, parsed)
+    law = _row_law(parsed, filtered)
+    _check_anything_left(law)
     users = Vocabulary(filtered.events[Columns.USER_ID].unique().sort())
     items = Vocabulary(filtered.events[Columns.ITEM_ID].unique().sort())
-    item_descriptions = describe(items, Columns.ITEM_ROW, data.items, _good(parsed, "items"))
     user_descriptions = describe(users, Columns.USER_ROW, data.users, _good(parsed, "users"))
-    interactions = _split(_with_rows(filtered.events, users, items))
-    metrics = {
-        **_row_law(parsed, filtered),
-        "users": len(users), "items": len(items),
-        "items_without_text": item_descriptions.without_text,
+    item_descriptions = describe(items, Columns.ITEM_ROW, data.items, _good(parsed, "items"))
+    metrics = law | {
+        "users": len(users),
+        "items": len(items),
         "users_without_text": user_descriptions.without_text,
+        "items_without_text": item_descriptions.without_text,
+        "users_without_events": user_descriptions.unused,
+        "items_without_events": item_descriptions.unused,
+        "table_rows_quarantined": sum(len(f.quarantine) for f in parsed) - law["rows_quarantined"],
     }
-    quarantine = pl.concat([file.quarantine for file in parsed])
-    return _Tables(interactions, users, items, item_descriptions, user_descriptions, quarantine, metrics)
-
-
-def _good(parsed: Sequence[ParsedFile], table: TableName) -> pl.DataFrame:
-    frames = [file.good for file in parsed if file.source.table == table]
-    return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
-
-
-def _check_anything_left(filtered: Filtered, parsed: Sequence[ParsedFile]) -> None:
-    if len(filtered.events):
-        return
-    law = _row_law(parsed, filtered)
-    steps = ", ".join(f"{reason} dropped {count}" for reason, count in filtered.dropped.items())
-    raise EmptyResultError(
-        f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, {steps}. Loosen "
-        "data.interactions.min_value, data.min_user_interactions or data.min_item_interactions, or give more rows."
+    return _Tables(
+        interactions=_split(_with_rows(filtered.events, users, items)),
+        users=users, items=items, user_descriptions=user_descriptions, item_descriptions=item_descriptions,
+        quarantine=pl.concat(file.quarantine for file in parsed).rechunk(),
+        metrics=metrics,
     )
 
 
+def _good(parsed: Sequence[ParsedFile], table: TableName) -> pl.DataFrame:
+    frames = [file.good for file in _files(parsed, table)]
+    if not frames:
+        return pl.DataFrame()
+    try:
+        return pl.concat(frames, how="vertical_relaxed")
+    except pl.exceptions.SchemaError as error:
+        raise DataError(
+            f"The files of data.{table} disagree about the type of a column ({error}): write them alike."
+        ) from None
+
+
 def _row_law(parsed: Sequence[ParsedFile], filtered: Filtered) -> dict[str, Any]:
-    log = [file for file in parsed if file.source.table == "interactions"]
-    quarantine = pl.concat([file.quarantine for file in log])
-    counts = {
-        "rows_read": sum(file.rows for file in log),
+    log = _files(parsed, "interactions")
+    quarantine = pl.concat(file.quarantine for file in log)
+    rows = sum(file.rows for file in log)
+    accounted = len(filtered.events) + len(quarantine) + sum(filtered.dropped.values())
+    assert rows == accounted, f"{rows} rows read, {accounted} accounted for. This is a bug."
+    return {
+        "rows_read": rows,
         "rows_kept": len(filtered.events),
         "rows_quarantined": len(quarantine),
-        "rows_dropped": filtered.dropped,
-        "quarantined_by_reason": _counts(quarantine),
+        "rows_quarantined_by_reason": _reasons(quarantine),
+        "rows_dropped_by_filter": filtered.dropped,
     }
-    accounted = len(filtered.events) + len(quarantine) + sum(filtered.dropped.values())
-    assert counts["rows_read"] == accounted, f"rows got lost: {counts}. This is a bug."
-    return counts
+
+
+def _check_anything_left(law: dict[str, Any]) -> None:
+    if not law["rows_kept"]:
+        raise EmptyResultError(
+            f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the filters "
+            f"dropped {_in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
+            "data.min_user_interactions or data.min_item_interactions, or give more rows."
+        )
 
 
 def _with_rows(events: pl.DataFrame, users: Vocabulary, items: Vocabulary) -> pl.DataFrame:
     return events.with_columns(
-        _rows(Columns.USER_ID, users).alias(Columns.USER_ROW), _rows(Columns.ITEM_ID, items).alias(Columns.ITEM_ROW)
+        _row(Columns.USER_ID, users).alias(Columns.USER_ROW), _row(Columns.ITEM_ID, items).alias(Columns.ITEM_ROW)
     )
 
 
-def _rows(column: str, vocabulary: Vocabulary) -> pl.Expr:
+def _row(column: str, vocabulary: Vocabulary) -> pl.Expr:
     ids = pl.Series(list(vocabulary), dtype=pl.String)
-    return pl.col(column).replace_strict(ids, pl.Series(range(len(vocabulary)), dtype=pl.Int64), return_dtype=pl.Int64)
+    rows = pl.Series(range(len(vocabulary)), dtype=pl.Int64)
+    return pl.col(column).replace_strict(ids, rows, return_dtype=pl.Int64)
 
 
 def _split(events: pl.DataFrame) -> pl.DataFrame:
-    """Leave one out: last event of a user = test, second last = validation; ties keep the order of the log."""
+    """Leave one out: a user's last event = test, the second last = validation; ties keep the order of the log."""
+    ordered = events.sort(Columns.USER_ROW, *ORDER)
     age = pl.int_range(pl.len()).reverse().over(Columns.USER_ROW)
     split = pl.when(age == 0).then(pl.lit("test")).when(age == 1).then(pl.lit("validation")).otherwise(pl.lit("train"))
-    return (
-        events.sort(Columns.USER_ROW, *ORDER)
-        .with_columns(split.cast(SPLIT_TYPE).alias(Columns.SPLIT))
-        .select(Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE, Columns.SPLIT)
-        .rechunk()
-    )
+    return ordered.select(
+        Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE,
+        split.cast(SPLIT_TYPE).alias(Columns.SPLIT),
+    ).rechunk()

@@ -1,36 +1,44 @@
-"""The records of one file -> typed, validated rows and a quarantine with reason codes.
+"""One file -> typed, validated rows and a quarantine with reason codes.
 
-This is the work done inside a block: it needs one file and its section of the recipe, nothing else.
+This is the work done inside a block: it needs one file and the recipe's data section, nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
 from llmrec_ray.config import DataConfig, LogConfig, TableConfig
-from llmrec_ray.data.records import raw_records, read_records
+from llmrec_ray.data.records import RECORD, Records, read_records
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import DataError
 from llmrec_ray.text import TextTemplate
 from llmrec_ray.types import Columns
 
-__all__ = ["QUARANTINE_SCHEMA", "ParsedFile", "parse_file"]
+__all__ = ["FILE_NUMBER", "TABLE", "ParsedFile", "parse_file"]
 
-NUMBER = "file_number"
-QUARANTINE_SCHEMA = {
-    "table": pl.String(), Columns.FILE: pl.String(), Columns.POSITION: pl.Int64(), Columns.REASON: pl.String(),
-    Columns.RAW: pl.String(),
-}  # fmt: skip
+FILE_NUMBER = "__file__"
+REASON = "__reason__"
+TABLE = "table"
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-LATEST = "2200-01-01"
+TIME_LIMIT_US = 7_258_118_400_000_000  # 2200-01-01: beyond it the unit is wrong
+QUARANTINE_SCHEMA = {
+    TABLE: pl.String, Columns.FILE: pl.String, Columns.POSITION: pl.Int64, Columns.REASON: pl.String,
+    Columns.RAW: pl.String,
+}
 
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """One file after validation: rows = good rows + quarantined rows."""
+    """One file after validation: rows read = good rows + quarantined rows.
+
+    good: FILE_NUMBER, RECORD, then for the log user_id, item_id, timestamp datetime[us, UTC], value float32; for a
+    table its id as text and every column that text, title and attributes need.
+    quarantine: table, file, position (the record's number), reason, raw.
+    """
 
     source: SourceFile
     sha256: str
@@ -44,31 +52,20 @@ class ParsedFile:
 
 
 def parse_file(source: SourceFile, data: DataConfig) -> ParsedFile:
-    """Read and validate one file. Raises MissingInputError and DataError naming the file.
-
-    Good rows of the log: file_number, position int64, user_id, item_id, timestamp datetime[us, UTC], value float32.
-    Good rows of a table: file_number, position, the id column under its name, and every column its text, title
-    and attributes need.
-    """
+    """Read and validate one file. Raises MissingInputError and DataError naming the file."""
     payload = source.read()
     config = _section(source, data)
-    columns = _log_columns(config) if isinstance(config, LogConfig) else _table_columns(config)
-    frame, malformed = read_records(payload, config.format, columns, source.name)
-    _refuse_nested(frame, source.name)
-    checked = _check_log(frame, config) if isinstance(config, LogConfig) else _check_table(frame, config)
-    bad = pl.concat([
-        pl.DataFrame({Columns.POSITION: malformed}, schema={Columns.POSITION: pl.Int64})
-        .with_columns(pl.lit("malformed").alias(Columns.REASON)),
-        checked.filter(pl.col(Columns.REASON).is_not_null()).select(Columns.POSITION, Columns.REASON),
-    ]).sort(Columns.POSITION)
-    quarantine = bad.with_columns(
-        pl.lit(source.table).alias("table"), pl.lit(source.name).alias(Columns.FILE),
-        pl.Series(Columns.RAW, raw_records(payload, config.format, bad[Columns.POSITION].to_list()), dtype=pl.String),
-    ).select(pl.col(name).cast(dtype) for name, dtype in QUARANTINE_SCHEMA.items())
-    good = checked.filter(pl.col(Columns.REASON).is_null()).drop(Columns.REASON)
+    records = read_records(payload, config.format, _columns(config), source.name)
+    _refuse_nested(records.frame.schema, source.name)
+    checked = _check_log(records.frame, config) if isinstance(config, LogConfig) else _check_table(
+        records.frame, config
+    )
+    good = checked.filter(pl.col(REASON).is_null()).drop(REASON)
     return ParsedFile(
-        source, hashlib.sha256(payload).hexdigest(),
-        good.select(pl.lit(source.number, dtype=pl.Int64).alias(NUMBER), pl.all()), quarantine,
+        source=source,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        good=good.select(pl.lit(source.number, dtype=pl.Int64).alias(FILE_NUMBER), pl.all()),
+        quarantine=_quarantine(source, records, checked.filter(pl.col(REASON).is_not_null())),
     )
 
 
@@ -78,18 +75,16 @@ def _section(source: SourceFile, data: DataConfig) -> LogConfig | TableConfig:
     return config
 
 
-def _log_columns(log: LogConfig) -> list[str]:
-    names = log.columns
-    return [names.user_id, names.item_id, names.timestamp, *([names.value] if names.value else [])]
+def _columns(config: LogConfig | TableConfig) -> list[str]:
+    if isinstance(config, LogConfig):
+        names = config.columns
+        return [names.user_id, names.item_id, names.timestamp, *([names.value] if names.value else [])]
+    title = [config.title] if config.title else []
+    return [config.id, *title, *TextTemplate(config.template).fields, *config.attributes]
 
 
-def _table_columns(table: TableConfig) -> list[str]:
-    title = [table.title] if table.title else []
-    return [table.id, *title, *TextTemplate(table.template).fields, *table.attributes]
-
-
-def _refuse_nested(frame: pl.DataFrame, name: str) -> None:
-    for column, dtype in frame.schema.items():
+def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:
+    for column, dtype in schema.items():
         if dtype.is_nested() or dtype == pl.Object:
             raise DataError(f"The column {column!r} of {name} holds {dtype}, not one value a row: flatten it first.")
 
@@ -97,35 +92,39 @@ def _refuse_nested(frame: pl.DataFrame, name: str) -> None:
 def _check_log(frame: pl.DataFrame, log: LogConfig) -> pl.DataFrame:
     names = log.columns
     typed = frame.select(
-        Columns.POSITION,
-        _id(names.user_id).alias(Columns.USER_ID),
-        _id(names.item_id).alias(Columns.ITEM_ID),
-        _timestamp(names.timestamp, frame.schema[names.timestamp], log.timestamp_unit).alias(Columns.TIMESTAMP),
+        RECORD,
+        _id(names.user_id, frame.schema).alias(Columns.USER_ID),
+        _id(names.item_id, frame.schema).alias(Columns.ITEM_ID),
+        _time_us(names.timestamp, frame.schema, log.timestamp_unit).alias(Columns.TIMESTAMP),
         _value(names.value).alias(Columns.VALUE),
     )
     moment = pl.col(Columns.TIMESTAMP)
-    reason = (
-        pl.when(pl.col(Columns.USER_ID).is_null()).then(pl.lit("missing_user_id"))
-        .when(pl.col(Columns.ITEM_ID).is_null()).then(pl.lit("missing_item_id"))
-        .when(moment.is_null()).then(pl.lit("bad_timestamp"))
-        .when((moment < 0) | (moment >= _microseconds(LATEST))).then(pl.lit("timestamp_out_of_range"))
-        .when(~pl.col(Columns.VALUE).is_finite().fill_null(False)).then(pl.lit("bad_value"))
-    )
-    return typed.with_columns(
-        reason.alias(Columns.REASON), moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    )
+    reason = _first_reason({
+        "missing_user_id": pl.col(Columns.USER_ID).is_null(),
+        "missing_item_id": pl.col(Columns.ITEM_ID).is_null(),
+        "bad_timestamp": moment.is_null(),
+        "timestamp_out_of_range": (moment < 0) | (moment >= TIME_LIMIT_US),
+        "bad_value": ~pl.col(Columns.VALUE).is_finite().fill_null(False),
+    })
+    return typed.with_columns(reason, moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"))
 
 
 def _check_table(frame: pl.DataFrame, table: TableConfig) -> pl.DataFrame:
-    return frame.with_columns(
-        _id(table.id),
-        pl.when(_id(table.id).is_null()).then(pl.lit("missing_id")).alias(Columns.REASON),
-    )
+    identified = frame.with_columns(_id(table.id, frame.schema))
+    return identified.with_columns(_first_reason({"missing_id": pl.col(table.id).is_null()}))
 
 
-def _id(column: str) -> pl.Expr:
-    """Ids are text without white space around; nothing else is an id."""
-    text = pl.col(column).cast(pl.String).str.strip_chars()
+def _first_reason(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
+    return pl.coalesce(
+        pl.when(condition).then(pl.lit(reason)) for reason, condition in conditions.items()
+    ).alias(REASON)
+
+
+def _id(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Ids are text without white space around. Whole floats (integers that met a gap in pandas) lose their ".0"."""
+    text = pl.col(column).cast(pl.String, strict=False).str.strip_chars()
+    if schema[column].is_float():
+        text = text.str.replace(r"^(-?\d+)\.0$", "${1}").replace("NaN", None)
     return pl.when(text != "").then(text).alias(column)
 
 
@@ -137,32 +136,43 @@ def _number(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
 
 
-def _timestamp(column: str, dtype: pl.DataType, unit: str) -> pl.Expr:
-    """Microseconds since 1970 UTC, int64; null where there is no time. A typed time needs no unit."""
-    if dtype.is_temporal():
+def _time_us(column: str, schema: Mapping[str, pl.DataType], unit: str) -> pl.Expr:
+    """Microseconds since 1970 UTC, int64; null where there is no time. A typed time carries its own unit."""
+    dtype = schema[column]
+    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         return pl.col(column).cast(pl.Datetime("us")).dt.epoch("us")
     if unit == "iso8601":
         return _iso8601(pl.col(column).cast(pl.String)).dt.epoch("us")
-    text = pl.col(column).cast(pl.String).str.strip_chars()
-    whole = text.cast(pl.Int64, strict=False)
-    limit = 2**62 // MICROSECONDS[unit]
-    exact = pl.when(whole.abs() < limit).then(whole * MICROSECONDS[unit])
+    whole = pl.col(column).cast(pl.String).str.strip_chars().cast(pl.Int64, strict=False)
     rounded = (_number(column) * MICROSECONDS[unit]).round()
-    return pl.coalesce(exact, pl.when(rounded.is_finite()).then(rounded.clip(-(2.0**62), 2.0**62)).cast(pl.Int64))
-
-
-def _iso8601(text: pl.Expr) -> pl.Expr:
-    """Date, date and time, with or without offset; without one it is UTC."""
-    plain = text.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ t]", "${1}T").str.replace(r"[zZ]$", "+00:00")
-    zoned = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z")
-    naive = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
+    inside = rounded.is_between(-TIME_LIMIT_US, TIME_LIMIT_US)
     return pl.coalesce(
-        *(plain.str.to_datetime(f, time_unit="us", time_zone="UTC", strict=False).dt.replace_time_zone(None)
-          for f in zoned),
-        *(plain.str.to_datetime(f, time_unit="us", strict=False) for f in naive),
-        plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")),
+        pl.when(whole.is_between(0, TIME_LIMIT_US // MICROSECONDS[unit])).then(whole * MICROSECONDS[unit]),
+        pl.when(inside).then(rounded).cast(pl.Int64, strict=False),
+        pl.when(rounded.is_not_nan()).then(pl.lit(TIME_LIMIT_US)),
     )
 
 
-def _microseconds(date: str) -> pl.Expr:
-    return pl.lit(date).str.to_date().cast(pl.Datetime("us")).dt.epoch("us")
+def _iso8601(text: pl.Expr) -> pl.Expr:
+    """Date, or date and time with or without offset; without one it is UTC."""
+    plain = (
+        text.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ t]", "${1}T").str.replace(r"[zZ]$", "+00:00")
+    )
+    with_offset = [
+        plain.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False).dt.replace_time_zone(None)
+        for form in ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z")
+    ]
+    without = [
+        plain.str.to_datetime(form, time_unit="us", strict=False)
+        for form in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
+    ]
+    return pl.coalesce(*with_offset, *without, plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
+
+
+def _quarantine(source: SourceFile, records: Records, bad: pl.DataFrame) -> pl.DataFrame:
+    numbers = bad[RECORD].to_list()
+    rows = list(zip(numbers, bad[REASON].to_list(), records.raw(numbers), strict=True))
+    rows += [(number, "malformed", text) for number, text in records.unreadable.items()]
+    return pl.DataFrame(
+        [(source.table, source.name, *row) for row in sorted(rows)], schema=QUARANTINE_SCHEMA, orient="row"
+    )

@@ -1,8 +1,8 @@
-"""The bytes of one file -> records as columns with their positions, and which records cannot be read.
+"""The bytes of one file -> records as columns, each with its number, and the records nobody can read.
 
 Polars reads the whole file; only a file it refuses is read again record by record. This module knows CSV, TSV,
-JSON lines and Parquet, and not what the columns mean. Positions count records from 1; the header line and the
-blank lines of JSON files do not count.
+JSON lines and Parquet, and not what the columns mean. Records count from 1; the header is none of them, and blank
+ones are no rows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,118 +19,127 @@ import polars as pl
 
 from llmrec_ray.config.schema import FileFormat
 from llmrec_ray.errors import DataError, MissingInputError
-from llmrec_ray.types import Columns
 
-__all__ = ["raw_records", "read_records"]
+__all__ = ["RECORD", "Records", "read_records"]
 
+RECORD = "__record__"
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 MAX_RECORD_LINES = 100
 
 
-def read_records(
-    payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str
-) -> tuple[pl.DataFrame, list[int]]:
-    """Read the wanted columns of one file: a frame with `position` and them, and the positions of unreadable records.
+@dataclass(frozen=True)
+class Records:
+    """frame: RECORD (int64) and the wanted columns; unreadable: record number -> the text that stands there.
 
-    Text formats give String columns, Parquet the types it has. Raises MissingInputError naming file and column
-    when a column is not there, DataError when the file is not of this format at all.
+    source keeps what is needed to show any record of `frame` as it was.
+    """
+
+    frame: pl.DataFrame
+    unreadable: dict[int, str]
+    source: _Frame | _Texts
+
+    def raw(self, numbers: Sequence[int]) -> list[str]:
+        """The records with these numbers: fields with their separator, the JSON line, the Parquet row as JSON."""
+        return [self.source.show(number) for number in numbers]
+
+
+def read_records(payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str) -> Records:
+    """Read the wanted columns of one file; text formats give String columns, Parquet the types it has.
+
+    Raises MissingInputError naming file and column when a column is not there, DataError when the file is not of
+    this format at all.
     """
     wanted = list(dict.fromkeys(columns))
     if file_format == "parquet":
-        return _read_parquet(payload, wanted, name), []
+        return _read_parquet(payload, wanted, name)
     if file_format == "jsonl":
         return _read_json(payload, wanted, name)
     return _read_delimited(payload, SEPARATORS[file_format], wanted, name)
 
 
-def raw_records(payload: bytes, file_format: FileFormat, positions: Sequence[int]) -> list[str]:
-    """The records at these positions as text: the delimited line, the JSON line, or the Parquet row as JSON."""
-    if not positions:
-        return []
-    if file_format == "parquet":
-        frame = pl.read_parquet(payload)
-        return [json.dumps(frame.row(p - 1, named=True), default=str, ensure_ascii=False) for p in positions]
-    if file_format == "jsonl":
-        found = dict(_json_lines(payload))
-    else:
-        wanted = set(positions)
-        records = enumerate(_delimited_records(payload, SEPARATORS[file_format]))
-        found = {position: raw for position, (_, raw) in records if position in wanted}
-    return [found[position] for position in positions]
+@dataclass(frozen=True)
+class _Frame:
+    frame: pl.DataFrame
+    separator: str | None = None
+
+    def show(self, number: int) -> str:
+        fields = self.frame.row(number - 1, named=True)
+        if self.separator is None:
+            return json.dumps(fields, default=str, ensure_ascii=False)
+        return self.separator.join(field or "" for field in fields.values())
 
 
-def _read_parquet(payload: bytes, wanted: list[str], name: str) -> pl.DataFrame:
+@dataclass(frozen=True)
+class _Texts:
+    texts: dict[int, str]
+
+    def show(self, number: int) -> str:
+        return self.texts[number]
+
+
+def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
     try:
         known = list(pl.read_parquet_schema(io.BytesIO(payload)))
+        _require(wanted, known, name)
+        frame = pl.read_parquet(payload, columns=wanted).select(wanted)
     except pl.exceptions.ComputeError as error:
-        raise DataError(f"{name} is not a Parquet file ({_first_line(error)}): correct `format` or the file.") from None
-    _require(wanted, known, name)
-    return _with_position(pl.read_parquet(payload, columns=wanted).select(wanted))
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{name} is not a Parquet file ({reason}): correct `format`, or restore the file.") from None
+    return Records(_numbered(frame), {}, _Frame(frame))
 
 
-def _read_json(payload: bytes, wanted: list[str], name: str) -> tuple[pl.DataFrame, list[int]]:
-    schema = dict.fromkeys(wanted, pl.String())
-    malformed: list[int] = []
+def _read_json(payload: bytes, wanted: list[str], name: str) -> Records:
+    lines = dict(enumerate((line for line in payload.split(b"\n") if line.strip()), start=1))
+    unreadable: dict[int, str] = {}
     try:
-        frame = _with_position(pl.read_ndjson(payload, schema=schema)) if payload.strip() else None
-    except (pl.exceptions.PolarsError, UnicodeDecodeError):
-        rows = [(position, _json_fields(line, wanted)) for position, line in _json_lines(payload)]
-        malformed = [position for position, fields in rows if fields is None]
-        good = [(position, *fields) for position, fields in rows if fields is not None]
-        frame = pl.DataFrame(good, schema={Columns.POSITION: pl.Int64, **schema}, orient="row")
-    if frame is None:
-        frame = _with_position(pl.DataFrame(schema=schema))
+        frame = _numbered(pl.read_ndjson(payload, schema=dict.fromkeys(wanted, pl.String)) if lines else _empty(wanted))
+    except pl.exceptions.PolarsError:
+        fields = {number: _json_fields(line, wanted) for number, line in lines.items()}
+        unreadable = {number: _text(lines[number]) for number, found in fields.items() if found is None}
+        frame = _from_rows([[number, *found] for number, found in fields.items() if found is not None], wanted)
     for column in wanted if len(frame) else ():
         if frame[column].null_count() == len(frame):
-            raise MissingInputError(f"No record of {name} has the field {column!r}: correct the recipe's column names.")
-    return frame, malformed
+            raise MissingInputError(f"No record of {name} has a field {column!r}: correct the recipe's columns.")
+    return Records(frame, unreadable, _Texts({number: _text(line) for number, line in lines.items()}))
 
 
-def _json_lines(payload: bytes) -> Iterator[tuple[int, str]]:
-    lines = (line for line in payload.decode("utf-8", errors="replace").split("\n") if line.strip())
-    return enumerate(lines, start=1)
-
-
-def _json_fields(line: str, wanted: list[str]) -> list[str | None] | None:
+def _json_fields(line: bytes, wanted: list[str]) -> list[str | None] | None:
     try:
         record = json.loads(line, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):
         return None
-    return [_json_text(record.get(column)) for column in wanted] if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    values = [record.get(column) for column in wanted]
+    return [
+        value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values
+    ]
 
 
-def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _read_delimited(
-    payload: bytes, separator: str, wanted: list[str], name: str
-) -> tuple[pl.DataFrame, list[int]]:
-    header = next(_delimited_records(payload, separator), None)
-    if header is None or header[0] is None:
-        raise DataError(f"{name} has no readable header line: the first line must name the columns.")
-    _require(wanted, header[0], name)
+def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str) -> Records:
+    header, _ = next(_delimited_records(payload, separator), (None, ""))
+    if not header:
+        raise DataError(f"{name} has no readable header: its first line must name the columns.")
+    _require(wanted, header, name)
     try:
-        frame = _with_position(pl.read_csv(payload, separator=separator, infer_schema=False))
-        return frame.filter(~pl.all_horizontal(pl.col(header[0]).is_null())).select(Columns.POSITION, *wanted), []
+        frame = pl.read_csv(payload, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError:
-        return _read_delimited_slowly(payload, separator, header[0], wanted)
+        return _read_delimited_slowly(payload, separator, header, wanted)
+    filled = ~pl.all_horizontal(pl.all().exclude(RECORD).is_null())
+    return Records(_numbered(frame).filter(filled).select(RECORD, *wanted), {}, _Frame(frame, separator))
 
 
-def _read_delimited_slowly(
-    payload: bytes, separator: str, header: list[str], wanted: list[str]
-) -> tuple[pl.DataFrame, list[int]]:
-    rows: list[list[Any]] = []
-    malformed: list[int] = []
+def _read_delimited_slowly(payload: bytes, separator: str, header: list[str], wanted: list[str]) -> Records:
     chosen = [header.index(column) for column in wanted]
-    for position, (fields, _) in islice(enumerate(_delimited_records(payload, separator)), 1, None):
+    rows, texts, unreadable = [], {}, {}
+    for number, (fields, text) in islice(enumerate(_delimited_records(payload, separator)), 1, None):
         if fields is None or len(fields) > len(header):
-            malformed.append(position)
-        elif fields:
+            unreadable[number] = text
+        elif any(fields):
             padded = [field or None for field in fields] + [None] * (len(header) - len(fields))
-            rows.append([position, *(padded[i] for i in chosen)])
-    schema = {Columns.POSITION: pl.Int64(), **dict.fromkeys(wanted, pl.String())}
-    return pl.DataFrame(rows, schema=schema, orient="row"), malformed
+            rows.append([number, *(padded[i] for i in chosen)])
+            texts[number] = text
+    return Records(_from_rows(rows, wanted), unreadable, _Texts(texts))
 
 
 def _delimited_records(payload: bytes, separator: str) -> Iterator[tuple[list[str] | None, str]]:
@@ -138,12 +148,12 @@ def _delimited_records(payload: bytes, separator: str) -> Iterator[tuple[list[st
     A quoted field may span lines; a quote that never closes spoils only the line it stands on.
     """
     lines = payload.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
+    if not lines[-1]:
         lines.pop()
     start = 0
     while start < len(lines):
         fields, used = _delimited_record(lines, start, separator)
-        yield fields, b"\n".join(lines[start : start + used]).decode("utf-8", errors="replace").rstrip("\r")
+        yield fields, _text(b"\n".join(lines[start : start + used]))
         start += used
 
 
@@ -151,7 +161,7 @@ def _delimited_record(lines: list[bytes], start: int, separator: str) -> tuple[l
     text = ""
     for used, line in enumerate(lines[start : start + MAX_RECORD_LINES], start=1):
         try:
-            text += line.decode("utf-8")
+            text += line.decode()
             return next(csv.reader([text], delimiter=separator, strict=True), []), used
         except UnicodeDecodeError:
             return None, 1
@@ -162,17 +172,25 @@ def _delimited_record(lines: list[bytes], start: int, separator: str) -> tuple[l
     return None, 1
 
 
-def _with_position(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_row_index(Columns.POSITION, offset=1).with_columns(pl.col(Columns.POSITION).cast(pl.Int64))
+def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_row_index(RECORD, offset=1).with_columns(pl.col(RECORD).cast(pl.Int64))
+
+
+def _from_rows(rows: list[list[Any]], wanted: list[str]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema={RECORD: pl.Int64, **dict.fromkeys(wanted, pl.String)}, orient="row")
+
+
+def _empty(wanted: list[str]) -> pl.DataFrame:
+    return pl.DataFrame(schema=dict.fromkeys(wanted, pl.String))
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")
 
 
 def _require(wanted: list[str], known: Sequence[str], name: str) -> None:
     for column in wanted:
         if column not in known:
             raise MissingInputError(
-                f"{name} has no column {column!r}: its columns are {', '.join(known)}; correct the recipe."
+                f"{name} has no column {column!r}, only {', '.join(known)}: correct the recipe's columns."
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

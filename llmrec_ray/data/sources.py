@@ -1,6 +1,7 @@
 """Paths and globs of a recipe -> one ordered list of files to read.
 
-The order (patterns as written, matches by name) decides ties between events of one moment, so it is fixed here.
+The order (patterns as written, matches by name) decides between events of one moment, so it is fixed here. A glob
+may use `*` and `[...]` in any part of a path.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class SourceFile:
             with filesystem.open_input_file(path) as stream:
                 return bytes(stream.read())
         except OSError as error:
-            raise MissingInputError(f"{self.uri} cannot be read ({error}): restore it or change the recipe.") from None
+            raise MissingInputError(f"{self.uri} cannot be read ({error}): restore it.") from None
 
 
 def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
-    """Every file of every table the recipe describes. Raises MissingInputError naming the path that matches nothing."""
+    """Every file of every table the recipe describes. Raises MissingInputError naming a path without a file."""
     tables: dict[TableName, tuple[str, ...]] = {"interactions": data.interactions.paths}
     if data.items is not None:
         tables["items"] = data.items.paths
