@@ -17,6 +17,8 @@ from torch.nn import functional
 
 __all__ = ["ItemTower", "ItemVector", "NcfHead", "UserTower"]
 
+ID_STD = 0.02
+
 ItemVector: TypeAlias = Literal["feature", "id", "text"]
 
 
@@ -30,7 +32,7 @@ class ItemTower(nn.Module):
         self.text = nn.Linear(text_size, size, bias=False) if kind != "id" and text_size else None
         self.biases = nn.Parameter(torch.zeros(n_items))
         if self.ids is not None:
-            nn.init.normal_(self.ids.weight, std=size**-0.5)
+            nn.init.normal_(self.ids.weight, std=ID_STD)
 
     def forward(self, item_rows: Tensor, text_MT: Tensor | None, hidden: Tensor | None = None) -> Tensor:
         """[M, D] vectors; where `hidden` [M] bool is True the id embedding is left out."""
@@ -86,7 +88,8 @@ class UserTower(nn.Module):
             known = _without(self.users(user_rows.clamp(min=0)), user_rows < 0)
             mixed = mixed + known[:, None, :]
         user: Tensor = self.norm(mixed + self.residual(mixed))
-        return self.dropout(user)
+        noisy: Tensor = self.dropout(user)
+        return noisy
 
     def _means(self, history_BWD: Tensor, mask_BW: Tensor, n_positions: int) -> Tensor:
         weight_KPW = self._band(n_positions, history_BWD.shape[1])
@@ -101,7 +104,8 @@ class UserTower(nn.Module):
         places = torch.arange(width, device=self.decay_KH.device)
         age_PW = places[width - n_positions :, None] - places[None, :]
         inside = (age_PW >= 0) & (age_PW < self.decay_KH.shape[1])
-        return self.decay_KH[:, age_PW.clamp(0, self.decay_KH.shape[1] - 1)] * inside
+        weight_KPW: Tensor = self.decay_KH[:, age_PW.clamp(0, self.decay_KH.shape[1] - 1)]
+        return weight_KPW * inside
 
 
 class NcfHead(nn.Module):

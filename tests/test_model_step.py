@@ -1,0 +1,195 @@
+"""The training step: gradients reach what should learn, no split over workers matters, boards are learnt."""
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec_ray.config import ModelConfig
+from llmrec_ray.model import (
+    FrozenText,
+    FusionRecommender,
+    TrainingModule,
+    catalogue_vectors,
+    make_windows,
+    ncf,
+    user_matrix,
+)
+from llmrec_ray.ranking import mask_seen, target_ranks
+from llmrec_ray.types import Histories
+
+N_USERS = N_ITEMS = 40
+CONFIG = ModelConfig(embedding_size=16, history_length=10, ncf_hidden=(16,))
+SETTINGS = {"seed": 0, "batch_size": 16, "negatives": 16}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def board(seed: int = 0) -> tuple[Histories, np.ndarray]:
+    """Users like exactly the items of their colour, in any order: all but the last one, and the last."""
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(np.arange(user % 2, N_ITEMS, 2)) for user in range(N_USERS)]
+    histories = Histories.from_lists([order[:-1] for order in orders], list(range(N_USERS)))
+    return histories, np.array([order[-1] for order in orders])
+
+
+def colours() -> np.ndarray:
+    """[N_ITEMS, 6] text vectors that tell the colour and something else."""
+    noise = np.random.default_rng(0).normal(size=(N_ITEMS, 5))
+    vectors = np.column_stack([3.0 - 6.0 * (np.arange(N_ITEMS) % 2), noise])
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def module(item_vector: str = "feature", config: ModelConfig = CONFIG, seed: int = 0) -> TrainingModule:
+    torch.manual_seed(seed)
+    text = None if item_vector == "id" else colours()
+    model = FusionRecommender(config, item_vector, N_USERS, N_ITEMS, None if text is None else text.shape[1])
+    return TrainingModule(model, None if text is None else FrozenText(text))
+
+
+def train(step: TrainingModule, histories: Histories, epochs: int) -> list[float]:
+    optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)
+    losses = []
+    for epoch in range(epochs):
+        step.train()
+        for batch in make_windows(histories, CONFIG.history_length).epoch(epoch, **SETTINGS):
+            loss = step(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+def colour_ndcg(scores: np.ndarray, histories: Histories) -> float:
+    """NDCG@10 against all items of the user's colour: the board's own definition of what is right."""
+    top = np.argsort(-scores, axis=1)[:, :10]
+    right = (top % 2) == (np.arange(len(histories)) % 2)[:, None]
+    return float(
+        (right / np.log2(np.arange(10) + 2)).sum(axis=1).mean() / (1 / np.log2(np.arange(10) + 2)).sum()
+    )
+
+
+@pytest.mark.parametrize("item_vector", ["feature", "id", "text"])
+def test_a_checkerboard_is_learnt_by_both_heads(item_vector):
+    histories, _ = board()
+    step = module(item_vector)
+    train(step, histories, epochs=12)
+    catalogue = catalogue_vectors(step.model, colours())
+    users = user_matrix(step.model, catalogue, histories)
+    everything = np.tile(np.arange(N_ITEMS), (N_USERS, 1))
+    assert colour_ndcg(users @ catalogue.T, histories) > 0.9
+    assert colour_ndcg(ncf(step.model, users, catalogue, everything), histories) > 0.9
+
+
+def test_the_held_out_item_of_a_checkerboard_is_the_only_one_left_of_its_colour_and_found():
+    histories, targets = board()
+    step = module()
+    train(step, histories, epochs=12)
+    catalogue = catalogue_vectors(step.model, colours())
+    scores = mask_seen(user_matrix(step.model, catalogue, histories) @ catalogue.T, histories)
+    ranks = target_ranks(scores, targets)
+    assert np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0).mean() > 0.9
+
+
+def test_the_loss_falls_and_repeats_exactly_under_a_seed():
+    histories, _ = board()
+    first = train(module(seed=5), histories, epochs=3)
+    assert first == train(module(seed=5), histories, epochs=3)
+    assert first != train(module(seed=6), histories, epochs=3)
+    assert np.mean(first[-5:]) < np.mean(first[:5])
+
+
+def test_gradients_reach_every_parameter_and_the_text_table_has_none():
+    step = module()
+    step(next(make_windows(board()[0], 10).epoch(0, **SETTINGS))).backward()
+    without = [name for name, p in step.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without == []
+    assert not any("table" in name for name in step.state_dict())
+
+
+def test_gradients_reach_a_text_source_that_learns():
+    learner = torch.nn.Embedding(N_ITEMS, 6)
+    model = FusionRecommender(CONFIG, "feature", N_USERS, N_ITEMS, 6)
+    TrainingModule(model, learner)(next(make_windows(board()[0], 10).epoch(0, **SETTINGS))).backward()
+    assert learner.weight.grad is not None
+    assert learner.weight.grad.abs().sum() > 0
+
+
+def test_each_distinct_item_is_encoded_once():
+    class Counting(torch.nn.Module):
+        def forward(self, item_rows: torch.Tensor) -> torch.Tensor:
+            asked.append(item_rows)
+            return torch.from_numpy(colours())[item_rows]
+
+    asked: list[torch.Tensor] = []
+    TrainingModule(module().model, Counting())(next(make_windows(board()[0], 10).epoch(0, **SETTINGS)))
+    assert len(asked) == 1
+    assert len(asked[0]) == len(asked[0].unique())
+
+
+def test_the_ncf_head_does_not_pull_on_the_towers():
+    step = module(config=CONFIG.model_copy(update={"dropout": 0.0}))
+    batch = next(make_windows(board()[0], 10).epoch(0, **SETTINGS))
+    gradients = []
+    for negatives in (0, 16):
+        step.zero_grad()
+        step.ncf_negatives = negatives
+        step(batch).backward()
+        gradients.append({name: p.grad.clone() for name, p in step.model.users.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_gradients_averaged_over_workers_equal_those_of_one(world_size):
+    windows = make_windows(board()[0], 10)
+    step = module(config=CONFIG.model_copy(update={"dropout": 0.0, "id_dropout": 0.5}))
+
+    def gradients(rank: int, world: int) -> list[dict[str, torch.Tensor]]:
+        found = []
+        for batch in windows.epoch(0, **SETTINGS, rank=rank, world_size=world):
+            step.zero_grad()
+            step(batch).backward()
+            found.append({name: p.grad.clone() for name, p in step.named_parameters()})
+        return found
+
+    shares = [gradients(rank, world_size) for rank in range(world_size)]
+    for number, alone in enumerate(gradients(0, 1)):
+        for name, expected in alone.items():
+            mean = torch.stack([share[number][name] for share in shares]).mean(dim=0)
+            torch.testing.assert_close(mean, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_position_never_competes_with_its_own_target():
+    step = module("id", CONFIG.model_copy(update={"dropout": 0.0}))
+    histories = Histories.from_lists([[3, 3, 3]], [0])
+    for batch in make_windows(histories, 10).epoch(0, **SETTINGS):
+        assert step(batch).item() == 0.0, "item 3 is the only negative, and everybody's target"
+
+
+def test_a_worker_without_windows_has_a_loss_of_zero_and_gradients():
+    histories = Histories.from_lists([[1, 2, 3]], [0])
+    step = module()
+    idle = next(make_windows(histories, 10).epoch(0, **SETTINGS, rank=1, world_size=2))
+    loss = step(idle)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in step.parameters())
+
+
+def test_hidden_ids_let_text_alone_recommend():
+    """Items 38 and 39 never occur in train; a black user must still prefer the black one of the two."""
+    histories, _ = board()
+    known = Histories.from_lists([h[h < 38] for h in histories], list(range(N_USERS)))
+    step = module()
+    step.model.start_from_popularity(make_windows(known, 10).item_counts(N_ITEMS))
+    train(step, known, epochs=12)
+    catalogue = catalogue_vectors(step.model, colours())
+    scores = user_matrix(step.model, catalogue, known) @ catalogue[38:].T
+    assert (scores.argmax(axis=1) == np.arange(N_USERS) % 2).mean() > 0.9
