@@ -1,7 +1,7 @@
-"""Texts -> vectors with a Hugging Face encoder, frozen (`TextEncoder`) or with trained top layers (`TunedText`).
+"""Texts -> vectors by a Hugging Face encoder: frozen (`TextEncoder`) or trained at the top (`TunedText`).
 
-Raw vectors are pooled token states, neither centred nor normalised, since caches must not depend on a catalogue;
-`TunedText` answers in text space (centred, unit norm). This module does not know users, scores or Ray.
+Raw vectors are pooled token states, neither centred nor normalised, since caches must not depend on a
+catalogue; `TunedText` answers in text space (centred, unit norm). This module knows no users, scores or Ray.
 
 Shapes: N texts, M rows asked for, P distinct rows in one micro-batch, L tokens, T width of a text vector.
 """
@@ -9,7 +9,6 @@ Shapes: N texts, M rows asked for, P distinct rows in one micro-batch, L tokens,
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,8 +16,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ConfigError, ModelSourceError
@@ -40,7 +37,9 @@ class TextEncoder:
     @classmethod
     def load(cls, path: Path, config: EncoderConfig) -> TextEncoder:
         """Read a Hugging Face folder in float32, from local files only. Raises ModelSourceError."""
-        transformers_logging.disable_progress_bar()
+        from transformers import AutoModel, AutoTokenizer  # slow to import; scoring needs none of it
+
+        _hide_progress_bars()
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             backbone = AutoModel.from_pretrained(
@@ -49,8 +48,8 @@ class TextEncoder:
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelSourceError(
-                f"{path} does not hold an encoder that can be loaded ({reason}): it needs config.json, a tokenizer "
-                "and safetensors weights."
+                f"{path} does not hold an encoder that can be loaded ({reason}): it needs config.json, "
+                "a tokenizer and safetensors weights."
             ) from None
         return cls(tokenizer, backbone, config)
 
@@ -69,7 +68,7 @@ class TextEncoder:
         self.backbone.to(device)
         return self
 
-    def encode(self, texts: Sequence[str], on_progress: Callable[[int], None] | None = None) -> FloatArray:
+    def encode(self, texts: Sequence[str], on_progress: Callable[[int], object] | None = None) -> FloatArray:
         """Pooled vectors [N, T] float32, neither centred nor normalised; an empty text gives a zero row.
 
         `on_progress` is told how many texts were just done. The result of a text does not depend on its
@@ -105,19 +104,18 @@ class TextEncoder:
     def save(self, folder: Path) -> None:
         """Write safetensors weights, tokenizer and config, so that `load` gives the same vectors."""
         folder.mkdir(parents=True, exist_ok=True)
-        transformers_logging.disable_progress_bar()
+        _hide_progress_bars()
         cast(Any, self.backbone).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def fingerprint(self) -> str:
-        """Hash of all that decides a vector besides its text: weights, tokenizer, pooling, token limit, precision."""
+        """Hash of all that decides a vector besides its text: weights, precision, tokenizer, settings."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.backbone.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        settings = {"pooling": self.config.pooling, "max_tokens": self._max_tokens, "attention": "bidirectional"}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(f"pooling={self.config.pooling} max_tokens={self._max_tokens} bidirectional".encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -177,7 +175,8 @@ class TunedText(nn.Module):
         order = torch.cat(batches).to(rows.device)
         raw = torch.cat(pooled).float()
         centred = torch.zeros_like(raw).index_copy(0, order, raw) - self.center
-        return centred / centred.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+        unit: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+        return unit
 
 
 def token_budget_batches(lengths: Tensor, max_batch_tokens: int) -> Iterator[Tensor]:
@@ -194,7 +193,7 @@ def token_budget_batches(lengths: Tensor, max_batch_tokens: int) -> Iterator[Ten
 
 
 def train_top_layers(backbone: nn.Module, top_layers: int) -> None:
-    """Freeze everything but the last `top_layers` transformer blocks. Raises ConfigError when there are fewer."""
+    """Freeze all but the last `top_layers` transformer blocks. Raises ConfigError when there are fewer."""
     blocks = _blocks(backbone)
     if top_layers > len(blocks):
         raise ConfigError(
@@ -206,7 +205,9 @@ def train_top_layers(backbone: nn.Module, top_layers: int) -> None:
         block.requires_grad_(True)
 
 
-def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Literal["mean", "cls"]) -> Tensor:
+def pooled_states(
+    backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Literal["mean", "cls"]
+) -> Tensor:
     """Token ids [P, L] and lengths [P] -> [P, T]."""
     mask = torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
     states: Tensor = backbone(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
@@ -214,6 +215,12 @@ def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling:
         return states[:, 0]
     weights = mask.to(states.dtype)[:, :, None]
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def _hide_progress_bars() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:

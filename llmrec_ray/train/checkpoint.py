@@ -31,7 +31,7 @@ class LoopState:
 
     epoch: int = 0
     step: int = 0
-    stopping: EarlyStopping = EarlyStopping()
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -51,10 +51,10 @@ def load_checkpoint(folder: Path, module: nn.Module) -> tuple[Moments, LoopState
     assert not missing, f"a checkpoint of another model, {sorted(missing)} differ. This is a bug."
     module.load_state_dict(weights, strict=False)
     flat = load_file(folder / MOMENTS_FILE)
-    values = {
-        kind: {name.removeprefix(f"{kind}/"): value for name, value in flat.items() if name.startswith(f"{kind}/")}
-        for kind in MOMENTS
-    }
+    values: dict[str, dict[str, Tensor]] = {kind: {} for kind in MOMENTS}
+    for key, value in flat.items():
+        kind, name = key.split("/", 1)
+        values[kind][name] = value
     return Moments(state.step, values), state
 
 

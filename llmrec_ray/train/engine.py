@@ -1,12 +1,12 @@
 """One optimizer step behind one interface, whatever shards it: plain torch and DDP here, ZeRO in `zero`.
 
-An engine takes a batch, returns the loss, and can hand out and take back AdamW's moments by parameter name, so
-that a checkpoint fits any number of workers and any sharding. It knows no epochs and no Ray.
+An engine takes a batch, returns the loss, and can hand out and take back AdamW's moments by parameter name,
+so that a checkpoint fits any number of workers and any sharding. It knows no epochs and no Ray.
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +19,17 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.model import TrainingModule, WindowBatch
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["MOMENTS", "Engine", "Moments", "TorchEngine", "learning_rate_scale", "make_engine", "make_optimizer"]
+__all__ = [
+    "MOMENTS",
+    "Engine",
+    "Moments",
+    "TorchEngine",
+    "learning_rate_scale",
+    "make_engine",
+    "make_optimizer",
+    "set_learning_rates",
+    "trained_parameters",
+]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ENCODER_PREFIX = "text_source."
@@ -44,9 +54,10 @@ class Engine(Protocol):
 
 
 def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, moments: Moments | None) -> Engine:
-    """The engine of `train.sharding` around a module that already has its weights; `moments` to resume from."""
+    """The engine of `train.sharding` around a module that has its weights already; `moments` to resume."""
     optimizer = make_optimizer(module, recipe)
     if recipe.train.sharding in {"zero1", "zero2"}:
+        os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
         from llmrec_ray.train.zero import ZeroEngine
 
         return ZeroEngine(module, optimizer, recipe, workers, moments)
@@ -54,7 +65,7 @@ def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, moment
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in up to four groups: encoder or not, decayed or not (vectors such as biases and norms are not)."""
+    """AdamW in up to four groups: encoder or not, decayed or not (biases, norms, all vectors are not)."""
     groups = [
         _group(module, encoder=encoder, decayed=decayed, recipe=recipe)
         for encoder in (False, True)
@@ -89,7 +100,7 @@ class TorchEngine:
     def step(self, batch: WindowBatch, scale: float) -> Tensor:
         """Forward, backward, clip, update."""
         set_learning_rates(self._optimizer.param_groups, scale)
-        with torch.autocast(self._device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext():
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             loss: Tensor = self._forward(batch)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -112,7 +123,7 @@ class TorchEngine:
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(moments.steps)),
-                **{moment: moments.values[moment][name].to(parameter.device, copy=True) for moment in MOMENTS},
+                **{kind: moments.values[kind][name].to(parameter.device, copy=True) for kind in MOMENTS},
             }
 
 

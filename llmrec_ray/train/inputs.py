@@ -1,4 +1,4 @@
-"""A Dataset and its text vectors -> what every training worker needs, as plain arrays; and the networks for it.
+"""A Dataset and its text vectors -> what every training worker needs, as arrays; and the networks for it.
 
 Knows no Ray: the driver puts `TrainingInputs` into the object store, so workers need no storage of their own.
 Shapes: U users, N items, T width of a text vector.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from llmrec_ray.config import Recipe
-from llmrec_ray.data import Dataset
 from llmrec_ray.model import FrozenText, FusionRecommender, TrainingModule, Windows, make_windows
 from llmrec_ray.model.encoder import TextEncoder, TunedText
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.types import FloatArray, Histories, IntArray
+
+if TYPE_CHECKING:
+    from llmrec_ray.data import Dataset
 
 __all__ = ["LateFusion", "TrainingInputs", "build_module", "build_recommender"]
 
@@ -100,7 +103,8 @@ def _text_source(recipe: Recipe, inputs: TrainingInputs) -> nn.Module | None:
         with warnings.catch_warnings():  # the table is shared memory: read-only, and nothing writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return FrozenText(np.asarray(inputs.text_vectors, dtype=np.float32))
-    assert inputs.item_texts is not None and inputs.text_center is not None, "tuning without texts. This is a bug."
+    assert inputs.item_texts is not None, "tuning without texts. This is a bug."
+    assert inputs.text_center is not None, "tuning without a centre. This is a bug."
     encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
     return TunedText(encoder, inputs.item_texts, inputs.text_center)
 

@@ -31,10 +31,10 @@ Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
 def train_epochs(
     recipe: Recipe, inputs: TrainingInputs, workers: Workers, report: Report, resume_from: Path | None = None
 ) -> LoopState:
-    """Train until early stopping or `train.epochs`; every worker of the group must run it with the same inputs.
+    """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
 
-    Replayable: an epoch's order, negatives and dropout follow from the seed and the epoch, so resuming from any
-    epoch's checkpoint continues as if nothing had happened. Raises TrainingError when a loss is not finite.
+    Replayable: an epoch's order, negatives and dropout follow from the seed and the epoch, so resuming from
+    any epoch's checkpoint goes on as if nothing had happened. Raises TrainingError when a loss is not finite.
     """
     workers.share_cores()
     windows = inputs.windows(recipe)
@@ -64,8 +64,8 @@ def _train_epoch(
         rank=workers.rank, world_size=workers.world_size,
     )
     return [
-        engine.step(batch.to(workers.device), learning_rate_scale(state.step + number, recipe.train.warmup_steps))
-        for number, batch in enumerate(batches)
+        engine.step(batch.to(workers.device), learning_rate_scale(step, recipe.train.warmup_steps))
+        for step, batch in enumerate(batches, start=state.step)
     ]
 
 
@@ -77,8 +77,8 @@ def _mean_loss(losses: list[Tensor], workers: Workers, state: LoopState, recipe:
     step = state.step + int((~torch.isfinite(per_step)).nonzero()[0]) + 1
     last_good = f"epoch {state.epoch}" if state.epoch else "none"
     raise TrainingError(
-        f"The loss was not finite at step {step} (epoch {state.epoch + 1}); last good checkpoint: {last_good}. "
-        f"Lower train.learning_rate (now {recipe.train.learning_rate:g}) or train.gradient_clip "
+        f"The loss was not finite at step {step} (epoch {state.epoch + 1}); last good checkpoint: "
+        f"{last_good}. Lower train.learning_rate (now {recipe.train.learning_rate:g}) or train.gradient_clip "
         f"(now {recipe.train.gradient_clip:g}), or use train.precision=fp32."
     )
 

@@ -30,7 +30,7 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Which workers failed, and how."""
-        self._channel.put({rank: str(error).strip().splitlines()[-1] for rank, error in worker_exceptions.items()})
+        self._channel.put({rank: _last_line(error) for rank, error in worker_exceptions.items()})
 
 
 @contextlib.contextmanager
@@ -56,6 +56,10 @@ def _show(channel: Queue, epochs: int) -> None:
                 bar.set_postfix_str(_line(message))
             else:
                 logger.warning("Training workers failed: %s", message)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -68,8 +68,8 @@ def run_training(
 ) -> TrainedModel:
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
-    Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from its
-    last checkpoint, also with other workers, sharding, epochs or patience; nothing else may differ.
+    Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from
+    its last checkpoint, also with other workers, sharding, epochs or patience; nothing else may differ.
 
     Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
     ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
@@ -82,9 +82,9 @@ def run_training(
     if result.return_value is not None:
         raise TrainingError(result.return_value)
     trained = _best(result, time.perf_counter() - started)
+    best = trained.epochs[trained.best_epoch - 1][SELECTION]
     logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d",
-                len(trained.epochs), trained.seconds, trained.epochs[trained.best_epoch - 1][SELECTION],
-                trained.best_epoch)
+                len(trained.epochs), trained.seconds, best, trained.best_epoch)
     return trained
 
 
@@ -93,7 +93,7 @@ def _fit(
 ) -> ray.train.Result:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)  # a report waits for the next poll
     train = recipe.train
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={"recipe": recipe.model_dump_json(), "inputs": ray.put(inputs)},
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
@@ -108,6 +108,7 @@ def _fit(
                 num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
             ),
             callbacks=callbacks,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -117,6 +118,19 @@ def _fit(
             f"Training failed after {train.max_failures} restarts (train.max_failures): "
             f"{str(error).strip().splitlines()[-1]}. What was done is kept: go on with --resume."
         ) from error
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the watcher for dead controllers, where no dashboard runs: it would only complain."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        unheard = set() if _has_dashboard() else {"PlacementGroupCleanerCallback"}
+        return [callback for callback in callbacks if type(callback).__name__ not in unheard]
+
+
+def _has_dashboard() -> bool:
+    return bool(ray.init(ignore_reinit_error=True, logging_level=logging.WARNING).dashboard_url)
 
 
 def _best(result: ray.train.Result, seconds: float) -> TrainedModel:
@@ -146,8 +160,8 @@ def _check_cluster(recipe: Recipe) -> None:
         needed = each * recipe.train.num_workers
         if have.get(kind, 0) < needed:
             raise ClusterError(
-                f"train.num_workers is {recipe.train.num_workers}, which needs {needed:g} {kind}s, but Ray has "
-                f"{have.get(kind, 0):g}: set train.num_workers lower, or join a larger cluster."
+                f"train.num_workers is {recipe.train.num_workers}, which needs {needed:g} {kind}s, but Ray "
+                f"has {have.get(kind, 0):g}: set train.num_workers lower, or join a larger cluster."
             )
 
 
@@ -173,8 +187,8 @@ def _open_run(run_dir: str, identity: dict[str, Any], *, resume: bool) -> None:
         ) from None
     if changed := _differences(before, json.loads(json.dumps(identity))):
         raise ArtifactMismatchError(
-            f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and data "
-            "it was started with, or train anew without --resume."
+            f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and "
+            "data it was started with, or train anew without --resume."
         )
 
 
@@ -182,7 +196,8 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [path.removeprefix("recipe.")] if before != now else []
     keys = sorted(before.keys() | now.keys())
-    return [name for key in keys for name in _differences(before.get(key), now.get(key), f"{path}.{key}".strip("."))]
+    pairs = [(before.get(key), now.get(key), f"{path}.{key}".strip(".")) for key in keys]
+    return [name for pair in pairs for name in _differences(*pair)]
 
 
 def _remove(run_dir: str) -> None:

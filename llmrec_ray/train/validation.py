@@ -1,4 +1,4 @@
-"""Weights of this moment -> NDCG@10 and HR@10 on the validation split, protocol P, users shared among workers.
+"""Weights of this moment -> NDCG@10 and HR@10 on the validation split, protocol P, users spread over workers.
 
 Full ranking over the catalogue minus each user's train items. It does not know optimizers or epochs.
 Shapes: B users of a batch, N items, T width of a text vector.
@@ -26,7 +26,9 @@ K = 10
 ENCODE_CHUNK = 512
 
 
-def validate(module: TrainingModule, inputs: TrainingInputs, workers: Workers, batch_users: int) -> dict[str, float]:
+def validate(
+    module: TrainingModule, inputs: TrainingInputs, workers: Workers, batch_users: int
+) -> dict[str, float]:
     """`ndcg@10` and `hr@10`, and `late_ndcg@10` when a partner signal is given; equal on every worker."""
     module.eval()
     model = module.model if workers.device.type == "cpu" else copy.deepcopy(module.model).cpu()
@@ -54,7 +56,7 @@ def _text_vectors(module: TrainingModule, inputs: TrainingInputs, workers: Worke
     vectors = torch.zeros(inputs.text_vectors.shape)
     rows = torch.arange(workers.rank, inputs.n_items, workers.world_size)
     with torch.inference_mode():
-        for chunk in rows.split(ENCODE_CHUNK):
+        for chunk in torch.split(rows, ENCODE_CHUNK):
             vectors[chunk] = module.text_source(chunk.to(workers.device)).float().cpu()
     return np.asarray(workers.sum(vectors).numpy(), dtype=np.float32)
 
@@ -70,7 +72,11 @@ def _batches(
 
 
 def _score_deviation(
-    model: FusionRecommender, catalogue: FloatArray, inputs: TrainingInputs, workers: Workers, batch_users: int
+    model: FusionRecommender,
+    catalogue: FloatArray,
+    inputs: TrainingInputs,
+    workers: Workers,
+    batch_users: int,
 ) -> tuple[float, float]:
     """Standard deviations of the neural and the partner's scores over all pairs a user has not seen."""
     assert inputs.late is not None, "deviation of a missing partner. This is a bug."

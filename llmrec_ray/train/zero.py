@@ -1,8 +1,8 @@
 """ZeRO stages 1 and 2 through DeepSpeed: optimizer state (and gradients) live in shards, one per worker.
 
-Moments are gathered and restored by parameter name instead of through DeepSpeed's own checkpoints, which refuse
-another number of workers. That reads a few attributes DeepSpeed calls private: pinned, and tested by comparing
-several steps after a resume. This is the only module that imports deepspeed.
+Moments are gathered and restored by parameter name instead of through DeepSpeed's own checkpoints, which
+refuse another number of workers. That reads a few attributes DeepSpeed calls private: pinned, and tested by
+comparing several steps after a resume. This is the only module that imports deepspeed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ZeroEngine:
         moments: Moments | None,
     ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # Training uses none of DeepSpeed's compiled operators (torch's AdamW, torch.distributed); declaring them
-        # absent spares a fresh machine a minute of compiling and the need for a compiler.
+        # Training uses none of DeepSpeed's compiled operators (torch's AdamW, torch.distributed); declaring
+        # them absent spares a fresh machine a minute of compiling and the need for a compiler.
         vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
         self._parameters = trained_parameters(module)
         config = _config(recipe, workers, max(parameter.numel() for parameter in self._parameters.values()))
@@ -73,10 +73,11 @@ class ZeroEngine:
         self._link_states()
         for moment in MOMENTS:
             for name, parameter in self._parameters.items():
-                safe_set_full_optimizer_state(parameter, moments.values[moment][name].to(parameter.device), moment)
+                value = moments.values[moment][name].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, moment)
 
     def _link_states(self) -> None:
-        """Tie every parameter to its slice of the flat state; by itself DeepSpeed ties the first group only."""
+        """Tie every parameter to its slice of the flat state; DeepSpeed ties only the first group."""
         sharded = self._engine.optimizer
         sharded._hp_optimizer_states_linked = False
         sharded._lazy_init_hp_params_optimizer_state()
