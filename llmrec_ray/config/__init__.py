@@ -3,6 +3,7 @@
 from llmrec_ray.config.load import load_recipe, recipe_names
 from llmrec_ray.config.schema import (
     AppConfig,
+    BaselineName,
     DataConfig,
     EncoderConfig,
     EvaluateConfig,
@@ -26,6 +27,7 @@ from llmrec_ray.config.schema import (
 
 __all__ = [
     "AppConfig",
+    "BaselineName",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",

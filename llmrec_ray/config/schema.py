@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 __all__ = [
     "AppConfig",
+    "BaselineName",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -35,6 +36,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
+BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"]
 SourceName = Literal["neural", "item_item", "text", "popularity"]
 
 
@@ -262,9 +264,7 @@ class EvaluateConfig(Section):
 
     ks: tuple[PositiveInt, ...] = (5, 10, 20)
     """Cut-offs of the metrics."""
-    baselines: tuple[
-        Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"], ...
-    ] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
+    baselines: tuple[BaselineName, ...] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
     """Baselines that stand beside the model."""
     batch_users: PositiveInt = 256
     """Users scored at once; bounds memory to batch_users × items × signals × 4 bytes."""

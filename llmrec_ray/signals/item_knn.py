@@ -18,7 +18,8 @@ class ItemKnn:
     """The `item_knn` baseline: an item is scored by those of its nearest `neighbors` that a history holds.
 
     Similarity is the asymmetric cosine of Aiolli 2013, users(i, j) / (users(i)^a · users(j)^(1 - a)) for
-    a = `asymmetry` on the scored item i (0.5 is the plain cosine), raised to `amplification` (Breese et al. 1998).
+    a = `asymmetry` on the scored item i (0.5 is the plain cosine), raised to `amplification` (Breese et al.
+    1998).
     """
 
     name: ClassVar[str] = "item_knn"

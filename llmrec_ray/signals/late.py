@@ -73,7 +73,8 @@ class FusionPolicy(BaseModel):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> FusionPolicy:
-        if not all(any(weights.values()) for weights in (self.weights, self.query_weights, self.cold_weights)):
+        policies = (self.weights, self.query_weights, self.cold_weights)
+        if not all(any(weights.values()) for weights in policies):
             raise ValueError("every fusion weight is 0, so nothing would rank items: give a signal a weight")
         if not self.candidates:
             raise ValueError("no source proposes candidates: name at least one, such as neural: 100")

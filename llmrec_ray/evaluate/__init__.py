@@ -1,0 +1,11 @@
+"""From a Dataset, a Bundle and the serving pipeline to one table under protocol P, kept and logged.
+
+The number reported as "the model" is the served pipeline's; each signal alone and the baselines stand beside it.
+"""
+
+from llmrec_ray.evaluate.baselines import fit_baseline
+from llmrec_ray.evaluate.protocol import PROTOCOL, Ranking, Task
+from llmrec_ray.evaluate.report import Evaluation
+from llmrec_ray.evaluate.run import evaluate
+
+__all__ = ["PROTOCOL", "Evaluation", "Ranking", "Task", "evaluate", "fit_baseline"]

@@ -1,0 +1,74 @@
+"""The result of an evaluation: figures by system, as JSON and as one text table that names its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Evaluation"]
+
+HEADINGS = {
+    "ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "f1": "F1",
+    "auc": "AUC", "coverage": "Coverage",
+}
+NAME_WIDTH = 24
+SERVED = "served pipeline"
+
+
+class Evaluation(BaseModel):
+    """Figures of the served pipeline, of each signal alone and of each baseline.
+
+    Figures are `ndcg@10`, `hr@10`, `mrr@10`, `recall@10`, `precision@10`, `f1@10` and `coverage@10` for every
+    k, and `auc`. Signals and baselines also have `lead`, `lead_low`, `lead_high`: by how much the served
+    pipeline's NDCG at `main_k` is above theirs, paired over the users, with its 95 % interval.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    protocol: str
+    split: str
+    recipe: str
+    seed: int
+    dataset: str
+    bundle: str
+    users: int
+    items: int
+    main_k: int
+    model: dict[str, float]
+    signals: dict[str, dict[str, float]]
+    baselines: dict[str, dict[str, float]]
+    uri: str = Field(default="", exclude=True)
+    """Where the artifact is; empty before it is saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the URI, ready for JSON."""
+        return self.model_dump(mode="json")
+
+    def table(self) -> str:
+        """One row per system at `main_k`, best NDCG first within signals and baselines."""
+        columns = [name if name == "auc" else f"{name}@{self.main_k}" for name in HEADINGS]
+        rows = [_row(SERVED, self.model, columns)]
+        for kind, systems in (("signal", self.signals), ("baseline", self.baselines)):
+            ordered = sorted(systems, key=lambda name: -systems[name][f"ndcg@{self.main_k}"])
+            rows += [_row(f"{kind} {name}", systems[name], columns) for name in ordered]
+        return "\n".join([
+            f"Protocol {self.protocol}.",
+            f"{self.users} users, {self.items} items, {self.split} split; {self.recipe}, seed {self.seed}.",
+            "",
+            _heading(self.main_k),
+            *rows,
+        ])
+
+
+def _heading(k: int) -> str:
+    titles = [title if name == "auc" else f"{title}@{k}" for name, title in HEADINGS.items()]
+    figures = "".join(f"{title:>14}" for title in titles)
+    return f"{'':<{NAME_WIDTH}}{figures}   {SERVED} leads NDCG@{k} by (95 %)"
+
+
+def _row(name: str, metrics: Mapping[str, float], columns: list[str]) -> str:
+    figures = "".join(f"{metrics[column]:>14.4f}" for column in columns)
+    lead = f"   {metrics['lead']:+.4f} ({metrics['lead_low']:+.4f} to {metrics['lead_high']:+.4f})" \
+        if "lead" in metrics else ""
+    return f"{name:<{NAME_WIDTH}}{figures}{lead}"
