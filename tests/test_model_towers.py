@@ -1,4 +1,4 @@
-"""Towers and array-level scoring: training and inference agree, every kind of person and item has a vector."""
+"""Towers and array-level scoring: training equals inference, every kind of person and item has a vector."""
 
 import numpy as np
 import pytest
