@@ -30,12 +30,13 @@ from safetensors.torch import save_file as save_tensors
 from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
-from llmrec_ray.model import FusionRecommender, TextEncoder, catalogue_vectors, ncf, user_matrix
+from llmrec_ray.model import FusionRecommender, ncf, user_matrix
+from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Signal, TextCosine
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
-__all__ = ["Bundle", "BundleParts", "save_bundle"]
+__all__ = ["Bundle", "BundleParts", "Scorer", "save_bundle"]
 
 NCF_CHUNK_USERS = 32
 
@@ -44,6 +45,7 @@ NCF_CHUNK_USERS = 32
 class BundleParts:
     """What training hands over to be kept.
 
+    item_vectors: [N, d + 1] float32, see `catalogue_vectors`.
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
     """
@@ -56,7 +58,8 @@ class BundleParts:
     encoder: TextEncoder | None
     text_vectors: FloatArray | None
     text_center: FloatArray | None
-    ease: Ease
+    item_vectors: FloatArray
+    ease: Ease | None
     popularity: Popularity
     calibration: Calibration
     policy: FusionPolicy
@@ -85,51 +88,21 @@ def save_bundle(
     )
 
 
-class Bundle:
-    """A loaded Bundle, on the CPU and in evaluation mode."""
+class Scorer:
+    """Raw scores of every signal for histories and texts, from arrays in memory.
 
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        folder = artifact.path
-        self.recipe = Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
-        self.users = Vocabulary.load(folder / "users.parquet")
-        self.items = Vocabulary.load(folder / "items.parquet")
-        self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
-        fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        self.calibration = Calibration.model_validate(fusion["calibration"])
-        self.policy = FusionPolicy.model_validate(fusion["policy"])
-        arrays = _load_arrays(folder / "arrays.safetensors")
-        self.item_vectors: FloatArray = arrays["item_vectors"]
-        self.text_vectors: FloatArray | None = arrays.get("text_vectors")
-        self.text_center: FloatArray | None = arrays.get("text_center")
-        self.model = self._load_model(folder / "model.safetensors")
-        self.signals = _load_signals(arrays, self.text_vectors, self.recipe)
+    item_vectors: [N, d + 1] float32, see `catalogue_vectors`. signals: the traditional ones, by name.
+    """
 
-    @classmethod
-    def open(cls, uri: str, *, verify: bool = True) -> Bundle:
-        """Load from a URI. Raises ArtifactNotFoundError, ArtifactMismatchError, CorruptArtifactError."""
-        return cls(open_artifact(uri, "bundle", verify=verify))
+    def __init__(self, model: FusionRecommender, item_vectors: FloatArray, signals: Mapping[str, Signal]) -> None:
+        self.model = model.eval()
+        self.item_vectors = item_vectors
+        self.signals = dict(signals)
 
     @property
-    def id(self) -> str:
-        """Content hash of the Bundle."""
-        return self.artifact.id
-
-    @property
-    def uri(self) -> str:
-        """Where the Bundle is kept."""
-        return self.artifact.uri
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether texts can be encoded: items had texts when the Bundle was trained."""
-        return self.text_center is not None
-
-    @cached_property
-    def encoder(self) -> TextEncoder:
-        """The text encoder, loaded on first use."""
-        assert self.has_encoder, "encoder of a Bundle without texts. This is a bug."
-        return TextEncoder.load(self.artifact.path / "encoder", self.recipe.encoder)
+    def signal_names(self) -> list[str]:
+        """Names of all signals that it can score."""
+        return ["neural", "ncf", *self.signals]
 
     def user_vectors(self, histories: Histories, text: FloatArray | None = None) -> FloatArray:
         """[B, d + 1] float32, last column 1.0: the dot product with `item_vectors` is the neural score.
@@ -175,10 +148,59 @@ class Bundle:
         return scores
 
     def _ncf_all(self, users: FloatArray) -> FloatArray:
-        rows = np.arange(len(self.items), dtype=np.int64)
+        rows = np.arange(len(self.item_vectors), dtype=np.int64)
         chunks = [users[start : start + NCF_CHUNK_USERS] for start in range(0, len(users), NCF_CHUNK_USERS)]
         scored = [ncf(self.model, chunk, self.item_vectors, np.tile(rows, (len(chunk), 1))) for chunk in chunks]
         return np.concatenate([*scored, np.empty((0, len(rows)), np.float32)])
+
+
+class Bundle(Scorer):
+    """A loaded Bundle, on the CPU and in evaluation mode.
+
+    text_vectors: [N, T] float32 in text space, or None. text_center: [T] float32, or None.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        folder = artifact.path
+        self.recipe = Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
+        self.users = Vocabulary.load(folder / "users.parquet")
+        self.items = Vocabulary.load(folder / "items.parquet")
+        self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
+        fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        self.calibration = Calibration.model_validate(fusion["calibration"])
+        self.policy = FusionPolicy.model_validate(fusion["policy"])
+        arrays = _load_arrays(folder / "arrays.safetensors")
+        self.text_vectors: FloatArray | None = arrays.get("text_vectors")
+        self.text_center: FloatArray | None = arrays.get("text_center")
+        model = self._load_model(folder / "model.safetensors")
+        super().__init__(model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors))
+
+    @classmethod
+    def open(cls, uri: str, *, verify: bool = True) -> Bundle:
+        """Load from a URI. Raises ArtifactNotFoundError, ArtifactMismatchError, CorruptArtifactError."""
+        return cls(open_artifact(uri, "bundle", verify=verify))
+
+    @property
+    def id(self) -> str:
+        """Content hash of the Bundle."""
+        return self.artifact.id
+
+    @property
+    def uri(self) -> str:
+        """Where the Bundle is kept."""
+        return self.artifact.uri
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether texts can be encoded: items had texts when the Bundle was trained."""
+        return self.text_center is not None
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder, loaded on first use."""
+        assert self.has_encoder, "encoder of a Bundle without texts. This is a bug."
+        return TextEncoder.load(self.artifact.path / "encoder", self.recipe.encoder)
 
     def _load_model(self, path: Path) -> FusionRecommender:
         text_size = None if self.text_vectors is None else self.text_vectors.shape[1]
@@ -192,15 +214,16 @@ class Bundle:
                 f"{path} does not fit the recipe it was saved with ({' '.join(str(error).split())[:200]}): "
                 "train again with this version."
             ) from None
-        return model.eval()
+        return model
 
 
 def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
-        "item_vectors": catalogue_vectors(parts.model, parts.text_vectors),
-        **{f"item_item.{name}": array for name, array in parts.ease.arrays().items()},
+        "item_vectors": parts.item_vectors,
         **{f"popularity.{name}": array for name, array in parts.popularity.arrays().items()},
     }
+    if parts.ease is not None:
+        arrays |= {f"item_item.{name}": array for name, array in parts.ease.arrays().items()}
     if parts.text_vectors is not None and parts.text_center is not None:
         arrays |= {"text_vectors": parts.text_vectors, "text_center": parts.text_center}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -213,16 +236,13 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise CorruptArtifactError(f"{path} cannot be read ({error}): restore it or train again.") from None
 
 
-def _load_signals(
-    arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None, recipe: Recipe
-) -> dict[str, Signal]:
+def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None) -> dict[str, Signal]:
     def part(prefix: str) -> dict[str, NDArray[Any]]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-    signals: dict[str, Signal] = {
-        "item_item": Ease.from_arrays(part("item_item.")),
-        "popularity": Popularity.from_arrays(part("popularity.")),
-    }
+    signals: dict[str, Signal] = {"popularity": Popularity.from_arrays(part("popularity."))}
+    if ease := part("item_item."):
+        signals["item_item"] = Ease.from_arrays(ease)
     if text_vectors is not None:
         signals["text"] = TextCosine(text_vectors)
     return signals

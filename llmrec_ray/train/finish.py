@@ -1,0 +1,203 @@
+"""A Dataset and its text vectors -> a Bundle: training, signals, calibration, fusion weights, and a check by reloading.
+
+Everything is chosen on the validation split; the test split is not read here.
+Shapes: B users, N items, T text vector size.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmrec_ray.artifact import Artifact, Workspace
+from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
+from llmrec_ray.config import Recipe, SignalName
+from llmrec_ray.data import Dataset
+from llmrec_ray.errors import ConfigError, CorruptArtifactError
+from llmrec_ray.metrics import ndcg
+from llmrec_ray.model import catalogue_vectors
+from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.source import resolve_model
+from llmrec_ray.ranking import mask_seen, target_ranks
+from llmrec_ray.signals import (
+    Calibration,
+    Ease,
+    FusionPolicy,
+    Popularity,
+    Signal,
+    TextCosine,
+    center,
+    fuse,
+    search_weights,
+    to_text_space,
+)
+from llmrec_ray.train.inputs import TrainingInputs, build_recommender
+from llmrec_ray.train.run import TrainedModel, run_training
+from llmrec_ray.types import FloatArray
+
+__all__ = ["TextSpace", "train_bundle"]
+
+logger = logging.getLogger(__name__)
+
+SELECTION_K = 10
+MAX_VALIDATION_SCORES = 50_000_000
+CHECKED_USERS = 8
+
+
+@dataclass(frozen=True)
+class TextSpace:
+    """The catalogue's texts as vectors: center [T] float32, vectors [N, T] float32 centred and of unit norm."""
+
+    center: FloatArray
+    vectors: FloatArray
+
+    @classmethod
+    def of(cls, raw: FloatArray) -> TextSpace:
+        """From raw encoder output [N, T]; zero rows are items without text."""
+        middle = center(raw)
+        return cls(middle, to_text_space(raw, middle))
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    calibration: Calibration
+    weights: Mapping[str, float]
+    ndcg: float
+
+
+def train_bundle(
+    recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None, workspace: Workspace, *, resume: bool = False
+) -> Artifact:
+    """Train on the Dataset's train split and keep the result as a Bundle.
+
+    raw_text: [N, T] float32 frozen encoder output per item row, or None when items have no texts.
+    Raises TrainingError, ClusterError, ConfigError, ArtifactNotFoundError or ArtifactMismatchError (nothing, or
+    another run, to resume), and CorruptArtifactError when the Bundle on disk does not score as the one in memory.
+    """
+    signals = _fit_signals(recipe, dataset)
+    text = None if raw_text is None else TextSpace.of(raw_text)
+    inputs = TrainingInputs.of(recipe, dataset, text and text.vectors, text and text.center)
+    trained = run_training(recipe, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
+    scorer, parts, metrics = _assemble(recipe, dataset, text, signals, trained)
+    artifact = save_bundle(workspace.root("bundle"), parts, parents={"dataset": dataset.id}, metrics=metrics)
+    _check_reloaded(artifact, scorer, dataset)
+    workspace.set_latest("bundle", artifact.uri)
+    return artifact
+
+
+def _fit_signals(recipe: Recipe, dataset: Dataset) -> dict[str, Signal]:
+    """Popularity always, EASE when the recipe asks for it; before training, so that a refusal costs nothing."""
+    train, n_items = dataset.histories("train"), len(dataset.items)
+    signals: dict[str, Signal] = {"popularity": Popularity().fit(train, n_items)}
+    if "item_item" in recipe.fusion.signals or "item_item" in recipe.retrieval.candidates:
+        signals["item_item"] = Ease(recipe.item_item.l2, recipe.item_item.recency).fit(train, n_items)
+    return signals
+
+
+def _assemble(
+    recipe: Recipe, dataset: Dataset, text: TextSpace | None, signals: dict[str, Signal], trained: TrainedModel
+) -> tuple[Scorer, BundleParts, dict[str, Any]]:
+    encoder = None if text is None else _encoder(recipe, trained)
+    if text is not None and encoder is not None and trained.encoder_state:
+        text = TextSpace(text.center, to_text_space(encoder.encode(dataset.item_texts), text.center))
+    if text is not None:
+        signals = signals | {"text": TextCosine(text.vectors)}
+    text_size = None if text is None else text.vectors.shape[1]
+    model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
+    model.load_state_dict(trained.model_state)
+    item_vectors = catalogue_vectors(model, None if text is None else text.vectors)
+    scorer = Scorer(model, item_vectors, signals)
+    fusion = _fuse_on_validation(recipe, dataset, scorer)
+    ease, popularity = signals.get("item_item"), signals["popularity"]
+    assert isinstance(ease, Ease | None) and isinstance(popularity, Popularity)
+    parts = BundleParts(
+        recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
+        encoder=encoder, text_vectors=text and text.vectors, text_center=text and text.center,
+        item_vectors=item_vectors, ease=ease, popularity=popularity, calibration=fusion.calibration,
+        policy=_policy(recipe, scorer, fusion),
+    )
+    return scorer, parts, _metrics(trained, fusion)
+
+
+def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
+    encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
+    if trained.encoder_state:
+        unexpected = encoder.backbone.load_state_dict(trained.encoder_state, strict=False).unexpected_keys
+        assert not unexpected, f"trained encoder tensors without a place: {unexpected}. This is a bug."
+    return encoder
+
+
+def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fusion:
+    """Calibrate every signal and choose the fusion weights on stored scores of the validation split."""
+    positions = _validation_users(recipe, dataset)
+    seen, targets = dataset.histories("train").select(positions), dataset.targets("validation")[positions]
+    scores = scorer.score_all(seen)
+    calibration = Calibration.fit(scores, seen)
+    fixed = _fixed_weights(recipe, scorer)
+    if fixed is not None:
+        fused, _ = fuse(scores, calibration, fixed)
+        return _Fusion(calibration, fixed, ndcg(target_ranks(mask_seen(fused, seen), targets), SELECTION_K))
+    start = time.perf_counter()
+    usable = {name: scores[name] for name in _existing(recipe.fusion.signals, scorer)}
+    search = search_weights(usable, targets, seen, calibration, k=SELECTION_K)
+    logger.info("late fusion on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
+                ", ".join(f"{name} {weight:.2f}" for name, weight in search.weights.items()), len(search.table),
+                time.perf_counter() - start)
+    return _Fusion(calibration, search.weights, search.ndcg)
+
+
+def _validation_users(recipe: Recipe, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """All users, or as many drawn at random as keep the score arrays within MAX_VALIDATION_SCORES each."""
+    users, most = len(dataset.users), max(1, MAX_VALIDATION_SCORES // len(dataset.items))
+    if users <= most:
+        return np.arange(users)
+    return np.sort(np.random.default_rng(recipe.seed).choice(users, most, replace=False))
+
+
+def _fixed_weights(recipe: Recipe, scorer: Scorer) -> dict[str, float] | None:
+    if recipe.fusion.mode == "neural":
+        return {"neural": 1.0}
+    if recipe.fusion.weights is None:
+        return None
+    return {name: recipe.fusion.weights[name] for name in _existing(tuple(recipe.fusion.weights), scorer)}
+
+
+def _existing(wanted: Sequence[SignalName], scorer: Scorer) -> list[SignalName]:
+    existing = [name for name in wanted if name in scorer.signal_names]
+    if not existing:
+        raise ConfigError(
+            f"None of the signals to fuse ({', '.join(wanted)}) exists for this Dataset, which has "
+            f"{', '.join(scorer.signal_names)}: name one of these in fusion.signals or fusion.weights."
+        )
+    return existing
+
+
+def _policy(recipe: Recipe, scorer: Scorer, fusion: _Fusion) -> FusionPolicy:
+    candidates = recipe.retrieval.candidates
+    sources = {name: count for name, count in candidates.items() if name in scorer.signal_names}
+    return FusionPolicy.model_validate({"weights": fusion.weights, "candidates": sources})
+
+
+def _metrics(trained: TrainedModel, fusion: _Fusion) -> dict[str, Any]:
+    return {
+        "epochs": trained.epochs, "best_epoch": trained.best_epoch, "train_seconds": round(trained.seconds, 2),
+        "validation_ndcg@10": {"neural": trained.epochs[trained.best_epoch - 1]["ndcg@10"], "fused": fusion.ndcg},
+    }
+
+
+def _check_reloaded(artifact: Artifact, scorer: Scorer, dataset: Dataset) -> None:
+    """Open what was written, every hash verified, and compare its scores with those of the trained objects."""
+    bundle = Bundle.open(artifact.uri)
+    histories = dataset.histories("train").select(slice(0, CHECKED_USERS))
+    in_memory = scorer.score_all(histories)
+    for name, scores in bundle.score_all(histories).items():
+        if not np.array_equal(scores, in_memory[name], equal_nan=True):
+            raise CorruptArtifactError(
+                f"The Bundle {artifact.uri} scores {name} differently from the model that was trained: the disk or "
+                "the library versions cannot be trusted; train again."
+            )
