@@ -74,9 +74,9 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
-def learning_rate_scale(step: int, warmup_steps: int) -> float:
-    """Linear warm-up, then 1; a function of the step alone, so that it needs no state to resume."""
-    return min(1.0, (step + 1) / (warmup_steps + 1))
+def learning_rate_scale(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Linear warm-up, and a linear fall to zero at `total_steps`; needs no state to resume."""
+    return min(1.0, (step + 1) / (warmup_steps + 1)) * max(0.0, 1.0 - step / total_steps)
 
 
 class TorchEngine:

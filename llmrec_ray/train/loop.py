@@ -63,8 +63,9 @@ def _train_epoch(
         state.epoch, seed=recipe.seed, batch_size=recipe.train.batch_size, negatives=recipe.train.negatives,
         rank=workers.rank, world_size=workers.world_size,
     )
+    total = recipe.train.epochs * windows.steps(recipe.train.batch_size)
     return [
-        engine.step(batch.to(workers.device), learning_rate_scale(step, recipe.train.warmup_steps))
+        engine.step(batch.to(workers.device), learning_rate_scale(step, recipe.train.warmup_steps, total))
         for step, batch in enumerate(batches, start=state.step)
     ]
 
