@@ -1,6 +1,6 @@
 """From a Dataset, a Bundle and the serving pipeline to one table under protocol P, kept and logged.
 
-The number reported as "the model" is the served pipeline's; each signal alone and the baselines stand beside it.
+The number reported as "the model" is the served pipeline's; each signal and each baseline stands beside it.
 """
 
 from llmrec_ray.evaluate.baselines import fit_baseline

@@ -1,9 +1,11 @@
 """Protocol P: from scores or served lists to the rank of each user's held-out test item.
 
 Every event is a positive. A user's last event is the test item, the one before it the validation item, the
-rest is train. Models learn from train only; at test time the validation item is the newest of the history. The
-test item is ranked among all items that occur anywhere, without the user's train and validation items; its rank
-is 1 + number scored higher + half the ties. Shapes: U = users, B = users in a batch, N = items, k = list length.
+rest is train. Models learn from train only; at test time the validation item is the newest of the history.
+The test item is ranked among all items that occur anywhere, without the user's train and validation items;
+its rank is 1 + number scored higher + half the ties.
+
+Shapes: U = users, B = users in a batch, N = items, k = list length.
 """
 
 from __future__ import annotations

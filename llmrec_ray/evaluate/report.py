@@ -13,7 +13,8 @@ HEADINGS = {
     "ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "f1": "F1",
     "auc": "AUC", "coverage": "Coverage",
 }
-NAME_WIDTH = 24
+NAME_WIDTH = 22
+COLUMN_WIDTH = 11
 SERVED = "served pipeline"
 
 
@@ -62,13 +63,14 @@ class Evaluation(BaseModel):
 
 
 def _heading(k: int) -> str:
-    titles = [title if name == "auc" else f"{title}@{k}" for name, title in HEADINGS.items()]
-    figures = "".join(f"{title:>14}" for title in titles)
-    return f"{'':<{NAME_WIDTH}}{figures}   {SERVED} leads NDCG@{k} by (95 %)"
+    figures = "".join(f"{title:>{COLUMN_WIDTH}}" for title in HEADINGS.values())
+    return f"{f'at {k}':<{NAME_WIDTH}}{figures}   {SERVED}'s lead in NDCG (95 %)"
 
 
 def _row(name: str, metrics: Mapping[str, float], columns: list[str]) -> str:
-    figures = "".join(f"{metrics[column]:>14.4f}" for column in columns)
-    lead = f"   {metrics['lead']:+.4f} ({metrics['lead_low']:+.4f} to {metrics['lead_high']:+.4f})" \
-        if "lead" in metrics else ""
-    return f"{name:<{NAME_WIDTH}}{figures}{lead}"
+    figures = "".join(f"{metrics[column]:>{COLUMN_WIDTH}.4f}" for column in columns)
+    return f"{name:<{NAME_WIDTH}}{figures}{_lead(metrics) if 'lead' in metrics else ''}"
+
+
+def _lead(metrics: Mapping[str, float]) -> str:
+    return f"   {metrics['lead']:+.4f} ({metrics['lead_low']:+.4f} to {metrics['lead_high']:+.4f})"

@@ -74,7 +74,7 @@ def _rank(recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline, 
 
         model = rank_lists(batches("pipeline"), pipeline.recommend_rows, _depth(recipe, bundle))
         signals = rank_scores(batches("signals"), bundle.score_all, longest)
-        baselines = {}
+        baselines: dict[str, Ranking] = {}
         for name in names:
             baseline = fit_baseline(name, dataset, recipe.item_item, seed=recipe.seed)
             baselines[name] = rank_signal(batches(name), baseline, longest)
