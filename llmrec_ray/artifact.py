@@ -37,6 +37,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "Workspace",
+    "cache_folder",
     "create_artifact",
     "open_artifact",
     "read_json",
@@ -58,7 +59,8 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact says about itself. `id` hashes kind, format, config, parents and files, not the time."""
+    """What an artifact says about itself. `id` hashes kind, format, config, parents and files, not the time.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ArtifactKind
@@ -98,15 +100,16 @@ def create_artifact(
 ) -> Artifact:
     """Let `write(folder)` fill a staging folder, then commit it as `<root>/<kind>-<id>`.
 
-    An artifact with the same content that is already there is returned as it is, unless it is damaged; then it is
-    replaced. When `write` raises, the staging folder is removed and the error goes on.
+    An artifact with the same content that is already there is returned as it is, unless it is damaged; then
+    it is replaced. When `write` raises, the staging folder is removed and the error goes on.
     """
     filesystem, base = _filesystem(root)
     with _staging_folder(filesystem, base, kind) as folder:
         write(folder)
         files = _hash_files(folder)
         identity = {
-            "kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "parents": dict(parents or {}),
+            "kind": kind, "format_version": FORMAT_VERSION,
+            "config": dict(config), "parents": dict(parents or {}),
             "files": {name: entry.sha256 for name, entry in files.items()},
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -143,11 +146,21 @@ def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artif
     return Artifact(uri=uri, path=path, manifest=manifest)
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept on this machine: LLMREC_CACHE, or ~/.cache/llmrec_ray."""
+    return Path(os.environ.get("LLMREC_CACHE", Path.home() / ".cache" / "llmrec_ray"))
+
+
 class Workspace:
     """The folder (or bucket) of one recipe: artifacts by kind, and a pointer to the newest of each."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine's file system."""
+        return _is_local(_filesystem(self.uri)[0])
 
     def root(self, kind: str) -> str:
         """URI of the folder that holds artifacts of this kind."""
@@ -158,7 +171,8 @@ class Workspace:
         write_json_atomic(f"{self.uri}/latest/{kind}.json", {"uri": uri})
 
     def latest(self, kind: str, *, made_by: str) -> str:
-        """URI of the newest artifact of a kind. Raises ArtifactNotFoundError naming the verb that makes it."""
+        """URI of the newest artifact of a kind. Raises ArtifactNotFoundError naming the verb that makes it.
+        """
         try:
             return str(read_json(f"{self.uri}/latest/{kind}.json")["uri"])
         except FileNotFoundError:
@@ -196,14 +210,17 @@ def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
 
 
 def read_json(uri: str) -> dict[str, Any]:
-    """Read one JSON object. Raises FileNotFoundError when it is not there, CorruptArtifactError when it is not JSON."""
+    """Read one JSON object. Raises FileNotFoundError when it is not there, CorruptArtifactError when it is
+    not JSON.
+    """
     filesystem, path = _filesystem(uri)
     with filesystem.open_input_stream(path) as stream:
         payload = stream.read()
     try:
         value = json.loads(payload)
     except ValueError as error:
-        raise CorruptArtifactError(f"{uri} is not valid JSON ({error}): restore it or make it again.") from None
+        message = f"{uri} is not valid JSON ({error}): restore it or make it again."
+        raise CorruptArtifactError(message) from None
     if not isinstance(value, dict):
         raise CorruptArtifactError(f"{uri} does not hold a JSON object: restore it or make it again.")
     return value
@@ -284,20 +301,23 @@ def _read_manifest(filesystem: pafs.FileSystem, base: str, uri: str) -> Manifest
         with filesystem.open_input_stream(f"{base}/{MANIFEST}") as stream:
             payload = stream.read()
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactNotFoundError(f"There is no artifact at {uri} (no {MANIFEST}): check the URI.") from None
+        message = f"There is no artifact at {uri} (no {MANIFEST}): check the URI."
+        raise ArtifactNotFoundError(message) from None
     try:
         return Manifest.model_validate_json(payload)
     except ValidationError:
-        raise CorruptArtifactError(f"{uri}/{MANIFEST} is damaged: restore the folder or make it again.") from None
+        message = f"{uri}/{MANIFEST} is damaged: restore the folder or make it again."
+        raise CorruptArtifactError(message) from None
 
 
 def _download(filesystem: pafs.FileSystem, base: str, manifest: Manifest) -> Path:
-    cache = Path(os.environ.get("LLMREC_CACHE", Path.home() / ".cache" / "llmrec_ray")) / "artifacts"
+    cache = cache_folder() / "artifacts"
     target = cache / f"{manifest.kind}-{manifest.id}"
     if (target / MANIFEST).is_file():
         return target
     with _staging_folder(pafs.LocalFileSystem(), str(cache), manifest.kind) as folder:
-        pafs.copy_files(base, str(folder), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+        pafs.copy_files(base, str(folder), source_filesystem=filesystem,
+                        destination_filesystem=pafs.LocalFileSystem())
         with contextlib.suppress(OSError):
             folder.rename(target)
     return target
@@ -324,7 +344,8 @@ def _library_versions() -> dict[str, str]:
 def _git_commit() -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, text=True, check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -24,8 +24,8 @@ def clean_text(text: str) -> str:
 class TextTemplate:
     """`"{title} ({year}). Genres: {genres}"`, filled from a mapping of fields.
 
-    With a missing or empty field go the brackets or the label that would be left empty, so an item with only a
-    title reads `Toy Story` and not `Toy Story (). Genres:`. Values are never changed but for `clean_text`.
+    With a missing or empty field go the brackets or the label that would be left empty, so an item with only
+    a title reads `Toy Story` and not `Toy Story (). Genres:`. Values are never changed but for `clean_text`.
     Raises ConfigError for a template that is not valid or names no field.
     """
 
@@ -39,8 +39,8 @@ class TextTemplate:
         decorated = any(form or conversion for _, _, form, conversion in parts)
         if decorated or not self.fields or not all(self.fields):
             raise ConfigError(
-                f"The text template {template!r} must name columns in braces, such as {{title}}, and nothing else "
-                "inside the braces."
+                f"The text template {template!r} must name columns in braces, such as {{title}}, and nothing "
+                "else inside the braces."
             )
         self._skeleton = "".join(text + ("" if name is None else _place(name)) for text, name, _, _ in parts)
 

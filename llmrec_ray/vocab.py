@@ -46,8 +46,8 @@ class Vocabulary:
 
     def known_rows(self, ids: Iterable[str]) -> IntArray:
         """Rows of the ids that are known, in order; unknown ones are left out."""
-        rows = self.rows(ids)
-        return rows[rows != UNKNOWN]
+        rows = [row for id_ in ids if (row := self.row(id_)) != UNKNOWN]
+        return np.array(rows, dtype=np.int64)
 
     def id(self, row: int) -> str:
         """Id of a row; raises IndexError outside `0 <= row < len(self)`."""
@@ -74,5 +74,7 @@ class Vocabulary:
         """Read what `save` wrote. Raises CorruptArtifactError when rows are not 0, 1, 2, …"""
         frame = pl.read_parquet(path)
         if frame["row"].to_list() != list(range(len(frame))) or frame["id"].n_unique() != len(frame):
-            raise CorruptArtifactError(f"{path} is not a vocabulary: rows must be 0, 1, 2, … and ids distinct.")
+            raise CorruptArtifactError(
+                f"{path} is not a vocabulary: rows must be 0, 1, 2, … and ids distinct."
+            )
         return cls(frame["id"])

@@ -95,8 +95,8 @@ def test_an_artifact_of_another_format_version_is_refused(tmp_path):
     with pytest.raises(ArtifactMismatchError) as mismatch:
         open_artifact(made.uri, "dataset")
     assert str(mismatch.value) == (
-        f"{made.uri} has format version 99, this program reads {module.FORMAT_VERSION}: make the dataset again with "
-        "this version."
+        f"{made.uri} has format version 99, this program reads {module.FORMAT_VERSION}: make the dataset "
+        "again with this version."
     )
 
 
@@ -118,7 +118,8 @@ def test_a_changed_file_is_named(tmp_path, content):
     with pytest.raises(CorruptArtifactError) as corrupt:
         open_artifact(made.uri, "dataset")
     assert str(corrupt.value) == (
-        f"a.txt in {made.uri} does not match its manifest's hash: restore it from a copy or make the dataset again."
+        f"a.txt in {made.uri} does not match its manifest's hash: restore it from a copy or make the dataset "
+        "again."
     )
 
 
@@ -136,7 +137,7 @@ def test_an_unwritable_place_is_an_error_for_people(tmp_path, monkeypatch):
         raise OSError("no")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(ArtifactError, match="could not be written: is there space, and may this user write there?"):
+    with pytest.raises(ArtifactError, match=r"is there space, and may this user write there\?$"):
         make(tmp_path)
 
 
@@ -206,8 +207,8 @@ def test_a_workspace_without_an_artifact_names_the_verb_that_makes_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)): restore "
-           "it or make it again."),
+    [("{", "is not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)): "
+           "restore it or make it again."),
      ("[]", "does not hold a JSON object: restore it or make it again.")],
 )
 def test_a_damaged_json_file_is_named(tmp_path, text, message):
@@ -227,5 +228,5 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 def test_a_uri_nobody_understands_is_an_error_for_people():
-    with pytest.raises(ArtifactError, match=r"^The URI nowhere://x cannot be used: Unrecognized filesystem type"):
+    with pytest.raises(ArtifactError, match=r"^The URI nowhere://x cannot be used: Unrecognized filesystem"):
         open_artifact("nowhere://x", "dataset")

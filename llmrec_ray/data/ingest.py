@@ -1,7 +1,8 @@
 """Raw files and a recipe -> one Dataset.
 
-Files are parsed apart, on Ray Data or here. What needs all rows (repeats, k-core, rows for ids, the split) is one
-Polars program over the parsed rows in the order of the files, so neither blocks nor workers can change the result.
+Files are parsed apart, on Ray Data or here. What needs all rows (repeats, k-core, rows for ids, the split) is
+one Polars program over the parsed rows in the order of the files, so neither blocks nor workers can change
+the result.
 
 Row law, kept in `manifest.metrics`: rows read = kept + quarantined + dropped by each named filter.
 """
@@ -34,13 +35,18 @@ SPLIT_TYPE = pl.Enum(["train", "validation", "test"])
 
 
 def ingest(
-    recipe: Recipe, raw_folder: Path, workspace: Workspace, *, use_ray: bool = True, num_blocks: int | None = None
+    recipe: Recipe,
+    raw_folder: Path,
+    workspace: Workspace,
+    *,
+    use_ray: bool = True,
+    num_blocks: int | None = None,
 ) -> Artifact:
     """Make the recipe's Dataset and remember it as the workspace's latest.
 
     `raw_folder` stands for {raw} in the recipe's paths. With `use_ray`, Ray Data spreads the files over
-    `num_blocks` blocks (one per file when None); the result is the same, byte for byte. Raises MissingInputError,
-    BadRowsError, EmptyResultError and DataError, and then writes nothing.
+    `num_blocks` blocks (one per file when None); the result is the same, byte for byte. Raises
+    MissingInputError, BadRowsError, EmptyResultError and DataError, and then writes nothing.
     """
     data = recipe.data
     parsed = parse_files(find_sources(data, raw_folder), data, use_ray=use_ray, num_blocks=num_blocks)
@@ -85,13 +91,15 @@ def _check_quarantine(parsed: Sequence[ParsedFile], data: DataConfig) -> None:
         rows = sum(file.rows for file in files)
         if not rows:
             names = ", ".join(file.source.name for file in files)
-            raise EmptyResultError(f"There are no rows in the files of data.{table} ({names}): give files with rows.")
+            raise EmptyResultError(
+                f"There are no rows in the files of data.{table} ({names}): give files with rows."
+            )
         bad = pl.concat(file.quarantine for file in files)
         if len(bad) > data.max_bad_ratio * rows:
             raise BadRowsError(
-                f"{len(bad)} of {rows} rows of data.{table} cannot be used ({_in_words(_reasons(bad))}), more than "
-                f"data.max_bad_ratio {data.max_bad_ratio} allows. First: {_examples(bad)}. Correct the recipe or the "
-                "rows, or raise data.max_bad_ratio."
+                f"{len(bad)} of {rows} rows of data.{table} cannot be used ({_in_words(_reasons(bad))}), "
+                f"more than data.max_bad_ratio {data.max_bad_ratio} allows. First: {_examples(bad)}. Correct "
+                "the recipe or the rows, or raise data.max_bad_ratio."
             )
 
 
@@ -110,7 +118,7 @@ def _in_words(counts: dict[str, int]) -> str:
 def _examples(quarantine: pl.DataFrame) -> str:
     columns = (Columns.FILE, Columns.POSITION, Columns.REASON, Columns.RAW)
     rows = quarantine.select(columns).head(EXAMPLES).iter_rows()
-    return "; ".join(f"{file} record {position} is {raw!r} ({reason})" for file, position, reason, raw in rows)
+    return "; ".join(f"{file} record {number} is {raw!r} ({reason})" for file, number, reason, raw in rows)
 
 
 def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
@@ -168,15 +176,16 @@ def _row_law(parsed: Sequence[ParsedFile], filtered: Filtered) -> dict[str, Any]
 def _check_anything_left(law: dict[str, Any]) -> None:
     if not law["rows_kept"]:
         raise EmptyResultError(
-            f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the filters "
-            f"dropped {_in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
+            f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the "
+            f"filters dropped {_in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
             "data.min_user_interactions or data.min_item_interactions, or give more rows."
         )
 
 
 def _with_rows(events: pl.DataFrame, users: Vocabulary, items: Vocabulary) -> pl.DataFrame:
     return events.with_columns(
-        _row(Columns.USER_ID, users).alias(Columns.USER_ROW), _row(Columns.ITEM_ID, items).alias(Columns.ITEM_ROW)
+        _row(Columns.USER_ID, users).alias(Columns.USER_ROW),
+        _row(Columns.ITEM_ID, items).alias(Columns.ITEM_ROW),
     )
 
 
@@ -187,10 +196,13 @@ def _row(column: str, vocabulary: Vocabulary) -> pl.Expr:
 
 
 def _split(events: pl.DataFrame) -> pl.DataFrame:
-    """Leave one out: a user's last event = test, the second last = validation; ties keep the order of the log."""
+    """Leave one out: a user's last event = test, the second last = validation; ties keep the order of the
+    log.
+    """
     ordered = events.sort(Columns.USER_ROW, *ORDER)
     age = pl.int_range(pl.len()).reverse().over(Columns.USER_ROW)
-    split = pl.when(age == 0).then(pl.lit("test")).when(age == 1).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    held_out = pl.when(age == 0).then(pl.lit("test")).when(age == 1).then(pl.lit("validation"))
+    split = held_out.otherwise(pl.lit("train"))
     return ordered.select(
         Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE,
         split.cast(SPLIT_TYPE).alias(Columns.SPLIT),

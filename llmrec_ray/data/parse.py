@@ -35,9 +35,9 @@ QUARANTINE_SCHEMA = {
 class ParsedFile:
     """One file after validation: rows read = good rows + quarantined rows.
 
-    good: FILE_NUMBER, RECORD, then for the log user_id, item_id, timestamp datetime[us, UTC], value float32; for a
-    table its id as text and every column that text, title and attributes need.
-    quarantine: table, file, position (the record's number), reason, raw.
+    good: FILE_NUMBER, RECORD, then for the log user_id, item_id, timestamp datetime[us, UTC], value float32;
+    for a table its id as text and every column that text, title and attributes need. quarantine: table, file,
+    position (the record's number), reason, raw.
     """
 
     source: SourceFile
@@ -57,8 +57,10 @@ def parse_file(source: SourceFile, data: DataConfig) -> ParsedFile:
     config = _section(source, data)
     records = read_records(payload, config.format, _columns(config), source.name)
     _refuse_nested(records.frame.schema, source.name)
-    checked = _check_log(records.frame, config) if isinstance(config, LogConfig) else _check_table(
-        records.frame, config
+    checked = (
+        _check_log(records.frame, config)
+        if isinstance(config, LogConfig)
+        else _check_table(records.frame, config)
     )
     good = checked.filter(pl.col(REASON).is_null()).drop(REASON)
     return ParsedFile(
@@ -86,7 +88,9 @@ def _columns(config: LogConfig | TableConfig) -> list[str]:
 def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:
     for column, dtype in schema.items():
         if dtype.is_nested() or dtype == pl.Object:
-            raise DataError(f"The column {column!r} of {name} holds {dtype}, not one value a row: flatten it first.")
+            raise DataError(
+                f"The column {column!r} of {name} holds {dtype}, not one value a row: flatten it first."
+            )
 
 
 def _check_log(frame: pl.DataFrame, log: LogConfig) -> pl.DataFrame:
@@ -121,7 +125,9 @@ def _first_reason(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
 
 
 def _id(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
-    """Ids are text without white space around. Whole floats (integers that met a gap in pandas) lose their ".0"."""
+    """Ids are text without white space around. Whole floats (integers that met a gap in pandas) lose their
+    ".0".
+    """
     text = pl.col(column).cast(pl.String, strict=False).str.strip_chars()
     if schema[column].is_float():
         text = text.str.replace(r"^(-?\d+)\.0$", "${1}").replace("NaN", None)
@@ -166,7 +172,8 @@ def _iso8601(text: pl.Expr) -> pl.Expr:
         plain.str.to_datetime(form, time_unit="us", strict=False)
         for form in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
     ]
-    return pl.coalesce(*with_offset, *without, plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
+    date = plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
+    return pl.coalesce(*with_offset, *without, date)
 
 
 def _quarantine(source: SourceFile, records: Records, bad: pl.DataFrame) -> pl.DataFrame:

@@ -1,8 +1,8 @@
 """The bytes of one file -> records as columns, each with its number, and the records nobody can read.
 
-Polars reads the whole file; only a file it refuses is read again record by record. This module knows CSV, TSV,
-JSON lines and Parquet, and not what the columns mean. Records count from 1; the header is none of them, and blank
-ones are no rows.
+Polars reads the whole file; only a file it refuses is read again record by record. This module knows CSV,
+TSV, JSON lines and Parquet, and not what the columns mean. Records count from 1; the header is none of them,
+and blank ones are no rows.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ class Records:
     source: _Frame | _Texts
 
     def raw(self, numbers: Sequence[int]) -> list[str]:
-        """The records with these numbers: fields with their separator, the JSON line, the Parquet row as JSON."""
+        """The records with these numbers: fields with their separator, the JSON line, the Parquet row as
+        JSON.
+        """
         return [self.source.show(number) for number in numbers]
 
 
 def read_records(payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str) -> Records:
     """Read the wanted columns of one file; text formats give String columns, Parquet the types it has.
 
-    Raises MissingInputError naming file and column when a column is not there, DataError when the file is not of
-    this format at all.
+    Raises MissingInputError naming file and column when a column is not there, DataError when the file is not
+    of this format at all.
     """
     wanted = list(dict.fromkeys(columns))
     if file_format == "parquet":
@@ -84,7 +86,8 @@ def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
         frame = pl.read_parquet(payload, columns=wanted).select(wanted)
     except pl.exceptions.ComputeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name} is not a Parquet file ({reason}): correct `format`, or restore the file.") from None
+        message = f"{name} is not a Parquet file ({reason}): correct `format`, or restore the file."
+        raise DataError(message) from None
     return Records(_numbered(frame), {}, _Frame(frame))
 
 
@@ -92,28 +95,31 @@ def _read_json(payload: bytes, wanted: list[str], name: str) -> Records:
     lines = dict(enumerate((line for line in payload.split(b"\n") if line.strip()), start=1))
     unreadable: dict[int, str] = {}
     try:
-        frame = _numbered(pl.read_ndjson(payload, schema=dict.fromkeys(wanted, pl.String)) if lines else _empty(wanted))
+        schema = dict.fromkeys(wanted, pl.String)
+        frame = _numbered(pl.read_ndjson(payload, schema=schema) if lines else pl.DataFrame(schema=schema))
     except pl.exceptions.PolarsError:
         fields = {number: _json_fields(line, wanted) for number, line in lines.items()}
         unreadable = {number: _text(lines[number]) for number, found in fields.items() if found is None}
-        frame = _from_rows([[number, *found] for number, found in fields.items() if found is not None], wanted)
+        rows = [[number, *found] for number, found in fields.items() if found is not None]
+        frame = _from_rows(rows, wanted)
     for column in wanted if len(frame) else ():
         if frame[column].null_count() == len(frame):
-            raise MissingInputError(f"No record of {name} has a field {column!r}: correct the recipe's columns.")
+            raise MissingInputError(
+                f"No record of {name} has a field {column!r}: correct the recipe's columns."
+            )
     return Records(frame, unreadable, _Texts({number: _text(line) for number, line in lines.items()}))
 
 
 def _json_fields(line: bytes, wanted: list[str]) -> list[str | None] | None:
     try:
-        record = json.loads(line, parse_float=str, parse_int=str)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict):
-        return None
-    values = [record.get(column) for column in wanted]
-    return [
-        value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values
-    ]
+    return [_json_text(record.get(column)) for column in wanted] if isinstance(record, dict) else None
+
+
+def _json_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str) -> Records:
@@ -125,8 +131,9 @@ def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str
         frame = pl.read_csv(payload, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError:
         return _read_delimited_slowly(payload, separator, header, wanted)
-    filled = ~pl.all_horizontal(pl.all().exclude(RECORD).is_null())
-    return Records(_numbered(frame).filter(filled).select(RECORD, *wanted), {}, _Frame(frame, separator))
+    filled = frame.select(pl.any_horizontal(pl.all() != "").fill_null(False)).to_series()
+    values = (pl.when(pl.col(column) != "").then(column).alias(column) for column in wanted)
+    return Records(_numbered(frame).filter(filled).select(RECORD, *values), {}, _Frame(frame, separator))
 
 
 def _read_delimited_slowly(payload: bytes, separator: str, header: list[str], wanted: list[str]) -> Records:
@@ -178,10 +185,6 @@ def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _from_rows(rows: list[list[Any]], wanted: list[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={RECORD: pl.Int64, **dict.fromkeys(wanted, pl.String)}, orient="row")
-
-
-def _empty(wanted: list[str]) -> pl.DataFrame:
-    return pl.DataFrame(schema=dict.fromkeys(wanted, pl.String))
 
 
 def _text(line: bytes) -> str:

@@ -1,7 +1,7 @@
 """Paths and globs of a recipe -> one ordered list of files to read.
 
-The order (patterns as written, matches by name) decides between events of one moment, so it is fixed here. A glob
-may use `*` and `[...]` in any part of a path.
+The order (patterns as written, matches by name) decides between events of one moment, so it is fixed here. A
+glob may use `*` and `[...]` in any part of a path.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class SourceFile:
 
 
 def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
-    """Every file of every table the recipe describes. Raises MissingInputError naming a path without a file."""
+    """Every file of every table the recipe describes. Raises MissingInputError naming a path without a file.
+    """
     tables: dict[TableName, tuple[str, ...]] = {"interactions": data.interactions.paths}
     if data.items is not None:
         tables["items"] = data.items.paths
@@ -106,7 +107,8 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, root = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{query}" if query else ""))
     except (OSError, ValueError) as error:
-        raise MissingInputError(f"The URI {uri} cannot be used ({error}): correct it in the recipe.") from None
+        message = f"The URI {uri} cannot be used ({error}): correct it in the recipe."
+        raise MissingInputError(message) from None
     return filesystem, f"{root.rstrip('/')}/{path}"
 
 

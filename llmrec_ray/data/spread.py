@@ -1,7 +1,7 @@
 """Parsing one file -> parsing many, by Ray Data or in this process.
 
-The only place in `data` that knows Ray. A result travels as one row per file that holds serialised Polars frames,
-so that neither the block layout nor the order of completion can reach the Dataset.
+The only place in `data` that knows Ray. A result travels as one row per file that holds serialised Polars
+frames, so that neither the block layout nor the order of completion can reach the Dataset.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def parse_files(
 ) -> list[ParsedFile]:
     """Parse every file; the answer is in the order of `sources`.
 
-    With `use_ray`, Ray Data runs `num_blocks` blocks of files (one block per file when None) on the Ray that is
-    connected. Raises what parse_file raises for the first file that fails.
+    With `use_ray`, Ray Data runs `num_blocks` blocks of files (one block per file when None) on the Ray that
+    is connected. Raises what parse_file raises for the first file that fails.
     """
     if use_ray:
         rows = list(_progress(_on_ray(sources, data, num_blocks or len(sources)), len(sources)))
@@ -45,7 +45,8 @@ def _on_ray(sources: Sequence[SourceFile], data: DataConfig, num_blocks: int) ->
     def parse(row: dict[str, Any]) -> dict[str, Any]:
         return _pack(int(row["item"]), sources[int(row["item"])], data)
 
-    numbers = ray.data.from_items(list(range(len(sources))), override_num_blocks=min(num_blocks, len(sources)))
+    blocks = min(num_blocks, len(sources))
+    numbers = ray.data.from_items(list(range(len(sources))), override_num_blocks=blocks)
     rows: Iterable[dict[str, Any]] = numbers.map(parse).iter_rows()
     return rows
 
@@ -55,7 +56,9 @@ def _number(row: dict[str, Any]) -> int:
 
 
 def _pack(number: int, source: SourceFile, data: DataConfig) -> dict[str, Any]:
-    """An error a person must read is carried home as a value; otherwise Ray would wrap it in a stack of its own."""
+    """An error a person must read is carried home as a value; otherwise Ray would wrap it in a stack of its
+    own.
+    """
     try:
         parsed = parse_file(source, data)
     except errors.DataError as error:
@@ -64,10 +67,17 @@ def _pack(number: int, source: SourceFile, data: DataConfig) -> dict[str, Any]:
 
 
 def _row(
-    number: int, sha256: str = "", good: bytes = b"", quarantine: bytes = b"", *, error: str = "", message: str = ""
+    number: int,
+    sha256: str = "",
+    good: bytes = b"",
+    quarantine: bytes = b"",
+    *,
+    error: str = "",
+    message: str = "",
 ) -> dict[str, Any]:
     return {
-        "number": number, "sha256": sha256, "good": good, "quarantine": quarantine, "error": error, "message": message,
+        "number": number, "sha256": sha256, "good": good, "quarantine": quarantine,
+        "error": error, "message": message,
     }
 
 

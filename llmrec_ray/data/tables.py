@@ -1,4 +1,5 @@
-"""Rows of an item or user table and a vocabulary -> one title, text and set of attributes per vocabulary row."""
+"""Rows of an item or user table and a vocabulary -> one title, text and set of attributes per vocabulary row.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["Descriptions", "describe"]
 
 @dataclass(frozen=True)
 class Descriptions:
-    """texts: row, title, text; attributes: row and the recipe's attribute columns; both one per vocabulary row.
+    """texts: row, title, text; attributes: row and the recipe's attribute columns; both one per vocabulary
+    row.
 
     unused: ids of the table that the vocabulary does not have.
     """
@@ -33,11 +35,13 @@ class Descriptions:
         return int((self.texts[Columns.TEXT] == "").sum())
 
 
-def describe(vocabulary: Vocabulary, row: str, config: TableConfig | None, frame: pl.DataFrame) -> Descriptions:
+def describe(
+    vocabulary: Vocabulary, row: str, config: TableConfig | None, frame: pl.DataFrame
+) -> Descriptions:
     """Fill title and text for every id; of several table rows with one id the last one counts.
 
-    `row` names the column of vocabulary rows in both results. Raises DataError when the table has none of the ids,
-    which means that log and table do not speak of the same things.
+    `row` names the column of vocabulary rows in both results. Raises DataError when the table has none of the
+    ids, which means that log and table do not speak of the same things.
     """
     ids = pl.Series(list(vocabulary), dtype=pl.String)
     rows = pl.Series(row, range(len(ids)), dtype=pl.Int64)
@@ -49,7 +53,8 @@ def describe(vocabulary: Vocabulary, row: str, config: TableConfig | None, frame
     joined = ids.to_frame(config.id).join(shared, on=config.id, how="left", maintain_order="left")
     titles, texts = _fill(joined, config, set(shared[config.id]))
     attributes = [joined[name] for name in dict.fromkeys(config.attributes)]
-    return Descriptions(_texts(rows, titles, texts), pl.DataFrame([rows, *attributes]), len(known) - len(shared))
+    unused = len(known) - len(shared)
+    return Descriptions(_texts(rows, titles, texts), pl.DataFrame([rows, *attributes]), unused)
 
 
 def _with_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
@@ -57,7 +62,9 @@ def _with_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
 
 
 def _typed(column: pl.Series) -> pl.Series:
-    """Whole numbers become int64, be they text ("1995", but not "05201") or floats beside a gap; the rest stays."""
+    """Whole numbers become int64, be they text ("1995", but not "05201") or floats beside a gap; the rest
+    stays.
+    """
     if column.dtype.is_float():
         column = column.fill_nan(None)
     elif column.dtype != pl.String:
@@ -75,7 +82,8 @@ def _check_overlap(
     table = row.removesuffix("_row") + "s"
     raise DataError(
         f"None of the {len(known)} ids in data.{table} occurs in the log: the table has ids such as "
-        f"{known[config.id][0]!r}, the log such as {ids[0]!r}. Correct data.{table}.id, or the log's column names."
+        f"{known[config.id][0]!r}, the log such as {ids[0]!r}. Correct data.{table}.id, or the log's column "
+        "names."
     )
 
 

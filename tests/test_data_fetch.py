@@ -1,0 +1,161 @@
+"""Fetch: MovieLens-100K, the same from either source, and never half of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import subprocess
+import urllib.error
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from llmrec_ray.artifact import Workspace
+from llmrec_ray.config import load_recipe
+from llmrec_ray.data import Dataset, fetch, ingest
+from llmrec_ray.errors import MissingInputError
+
+module = importlib.import_module("llmrec_ray.data.fetch")  # the function has the same name
+UNREACHABLE = "<urlopen error no route>"
+
+
+def no_route(*_: object, **__: object) -> None:
+    raise urllib.error.URLError("no route")
+
+
+@pytest.fixture(scope="session")
+def movielens(tmp_path_factory) -> Path:
+    """The real data set, fetched once per session."""
+    return fetch("movielens-100k", tmp_path_factory.mktemp("movielens"))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_files_have_the_known_sizes_and_spelling(movielens):
+    ratings, items, users = (lines(movielens / name) for name in module.FILES)
+    assert (len(ratings), len(items), len(users)) == (100_001, 1_683, 944)
+    assert ratings[:2] == ["user_id\titem_id\trating\ttimestamp", "196\t242\t3\t881250949"]
+    assert items[:2] == ["item_id\ttitle\tyear\tgenres", "1\tToy Story\t1995\tAnimation Children's Comedy"]
+    assert items[267] == "267\t\t\t"
+    assert items[1412].startswith("1412\tLand Before Time III: The Time of the Great Giving\t1995\t")
+    assert users[:2] == ["user_id\tage\tgender\toccupation", "1\t24\tM\ttechnician"]
+
+
+def test_protocol_p_sees_943_people_and_1682_films(movielens, tmp_path):
+    made = ingest(load_recipe("movielens-100k"), movielens, Workspace(str(tmp_path)), use_ray=False)
+    dataset = Dataset.open(made.uri)
+    assert (len(dataset.users), len(dataset.items)) == (943, 1_682)
+    assert int(dataset.histories("train").lengths.sum()) == 100_000 - 2 * 943
+    assert made.manifest.metrics["rows_dropped_by_filter"] == {
+        "repeated_pair": 0, "rare_user": 0, "rare_item": 0
+    }
+    assert made.manifest.metrics["items_without_text"] == 1
+    text = dataset.item_texts[dataset.items.row("1")]
+    assert text == "Toy Story (1995). Genres: Animation Children's Comedy"
+    assert dataset.user_texts[dataset.users.row("1")] == "24 years old, M, technician"
+
+
+def test_a_second_fetch_needs_no_network(movielens, monkeypatch):
+    monkeypatch.setattr(module.urllib.request, "urlopen", no_route)
+    monkeypatch.setattr(module.subprocess, "run", no_route)
+    assert fetch("movielens-100k", movielens) == movielens
+
+
+def test_a_changed_file_is_fetched_again(movielens, tmp_path, monkeypatch):
+    tables = {name: (movielens / name).read_text(encoding="utf-8") for name in module.FILES}
+    monkeypatch.setattr(module, "_from_grouplens", lambda: tables)
+    fetch("movielens-100k", tmp_path)
+    (tmp_path / "items.tsv").write_text("mine")
+    fetch("movielens-100k", tmp_path)
+    assert (tmp_path / "items.tsv").read_text(encoding="utf-8") == tables["items.tsv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*module.FILES, "fetched.json"))
+
+
+def grouplens_archive() -> bytes:
+    def item(number: int, title: str, *genres: str) -> str:
+        flags = ["1" if genre in genres else "0" for genre in module.GENRES]
+        return "|".join([str(number), title, "01-Jan-1995", "", "http://x", *flags])
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("ml-100k/u.data", "196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
+        items = [
+            item(1, "Toy Story (1995)", "Animation", "Children's", "Comedy"),
+            item(267, "unknown", "unknown"),
+            item(543, "Misérables, Les (1995)", "Drama"),
+            item(1412, "Land Before Time III: The Time of the Great Giving (1995) (V)", "Animation"),
+        ]
+        archive.writestr("ml-100k/u.item", "\n".join(items).encode("latin-1"))
+        archive.writestr("ml-100k/u.user", "1|24|M|technician|85711\n")
+    return buffer.getvalue()
+
+
+def test_grouplens_files_read_like_the_wheels(movielens, tmp_path, monkeypatch):
+    archive = grouplens_archive()
+    monkeypatch.setattr(module, "GROUPLENS_MD5", hashlib.md5(archive, usedforsecurity=False).hexdigest())
+    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive))
+    fetch("movielens-100k", tmp_path)
+    wheel = {line.split("\t")[0]: line for line in lines(movielens / "items.tsv")}
+    ours = lines(tmp_path / "items.tsv")
+    assert ours[1:3] == [wheel["1"], wheel["267"]]
+    assert ours[3:] == ["543\tMisérables, Les\t1995\tDrama",
+                        "1412\tLand Before Time III: The Time of the Great Giving\t1995\tAnimation"]
+    assert lines(tmp_path / "interactions.tsv") == lines(movielens / "interactions.tsv")[:3]
+    assert lines(tmp_path / "users.tsv") == lines(movielens / "users.tsv")[:2]
+
+
+def test_when_nobody_answers_both_sources_are_named(tmp_path, monkeypatch):
+    def fail(command: list[str], **_: object) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="noise\nERROR: no such index\n")
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", no_route)
+    monkeypatch.setattr(module.subprocess, "run", fail)
+    with pytest.raises(MissingInputError) as missing:
+        fetch("movielens-100k", tmp_path)
+    assert str(missing.value) == (
+        f"MovieLens-100K cannot be fetched. grouplens.org: {module.GROUPLENS_URL} cannot be read "
+        f"({UNREACHABLE}). recbole wheel: `pip download recbole==1.2.1` failed (ERROR: no such index). Make one of the two "
+        "reachable, or bring your own files and name them in the recipe's data section."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_index_is_given_up(tmp_path, monkeypatch):
+    def hang(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", no_route)
+    monkeypatch.setattr(module.subprocess, "run", hang)
+    with pytest.raises(MissingInputError, match=r"`pip download recbole==1\.2\.1` took more than 300 s\."):
+        fetch("movielens-100k", tmp_path)
+
+
+def test_an_archive_with_another_checksum_is_not_trusted(monkeypatch):
+    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"other"))
+    with pytest.raises(MissingInputError) as refusal:
+        module._from_grouplens()
+    digest = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
+    assert str(refusal.value) == f"{module.GROUPLENS_URL} has the MD5 {digest}, not {module.GROUPLENS_MD5}."
+
+
+def test_a_wheel_with_another_checksum_is_not_trusted(tmp_path):
+    path = tmp_path / "recbole.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for suffix in module.WHEEL_SHA256:
+            archive.writestr(module.WHEEL_FOLDER + suffix, "other")
+    with pytest.raises(MissingInputError) as refusal:
+        module._read_wheel(path)
+    assert str(refusal.value) == (
+        f"{module.WHEEL_FOLDER}.inter in recbole.whl has the SHA-256 {hashlib.sha256(b'other').hexdigest()}, "
+        f"not {module.WHEEL_SHA256['.inter']}."
+    )
+
+
+def test_an_unknown_data_set_is_named(tmp_path):
+    with pytest.raises(MissingInputError) as missing:
+        fetch("netflix", tmp_path)
+    assert str(missing.value) == "There is no public data set 'netflix': choose 'movielens-100k'."
