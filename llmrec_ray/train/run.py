@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SELECTION = "ndcg@10"
 SECTIONS_THAT_MATTER = ("seed", "encoder", "model", "train", "fusion")
-FREE_TO_CHANGE = {"num_workers", "sharding", "use_gpu", "epochs", "patience", "max_failures"}
+FREE_TO_CHANGE = {"num_workers", "sharding", "use_gpu", "patience", "max_failures"}
 MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.backbone."
 POLL_S = "0.2"
 
@@ -69,7 +69,7 @@ def run_training(
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
     Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from
-    its last checkpoint, also with other workers, sharding, epochs or patience; nothing else may differ.
+    its last checkpoint, also with other workers, sharding or patience; nothing else may differ.
 
     Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
     ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     An error for people is returned rather than raised: Ray Train would restart the workers to meet it again.
     All workers meet it alike, since it follows from what they share.
     """
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     recipe = Recipe.model_validate_json(config["recipe"])
     inputs = ray.get(config["inputs"])
     try:

@@ -1,0 +1,119 @@
+"""Training inputs with a known answer, and the loop run in one process or in several without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmrec_ray.config import Recipe
+from llmrec_ray.train.inputs import TrainingInputs
+from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.workers import Workers
+from llmrec_ray.types import FloatArray, Histories
+from tests.boards import COLOURS, board_recipe
+
+N_USERS, N_ITEMS, TEXT_SIZE = 40, 40, 12
+
+
+def inputs_of_board(*, seed: int = 0) -> TrainingInputs:
+    """Every user likes the items of one colour; text vectors say the colour, with noise."""
+    generator = np.random.default_rng(seed)
+    pasts = [generator.permutation(np.arange(user % 2, N_ITEMS, 2)) for user in range(N_USERS)]
+    return TrainingInputs(
+        histories=Histories.from_lists([past[:-2] for past in pasts], list(range(N_USERS))),
+        targets=np.array([past[-2] for past in pasts]),
+        n_items=N_ITEMS,
+        text_vectors=_text_vectors(generator),
+    )
+
+
+def inputs_with_texts(inputs: TrainingInputs, vectors: FloatArray, center: FloatArray) -> TrainingInputs:
+    """The same board with real texts, for an encoder that trains."""
+    return TrainingInputs(
+        inputs.histories, inputs.targets, inputs.n_items, vectors, center, item_texts=board_texts()
+    )
+
+
+def board_texts() -> list[str]:
+    """A text per item; one item has none."""
+    return ["" if item == 7 else f"thing {item}, painted {COLOURS[item % 2]}" for item in range(N_ITEMS)]
+
+
+def deterministic_recipe(**train: object) -> Recipe:
+    """The board's recipe without dropout of activations, so that the split over workers changes rounding only."""
+    return board_recipe(Path("/nowhere"), model={"dropout": 0.0}, train={"epochs": 3, **train})
+
+
+class Recorder:
+    """A report function that keeps metrics, and checkpoints of every epoch in numbered folders."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.epochs: list[dict[str, float]] = []
+
+    def __call__(self, metrics, write) -> None:
+        self.epochs.append(metrics)
+        if self.folder is not None and write is not None:
+            target = self.folder / str(int(metrics["epoch"]))
+            target.mkdir(parents=True)
+            write(target)
+
+    @property
+    def losses(self) -> list[float]:
+        return [epoch["loss"] for epoch in self.epochs]
+
+
+def train_here(recipe: Recipe, folder: Path | None = None, resume_from: Path | None = None) -> list[float]:
+    """Losses per epoch of one plain process."""
+    recorder = Recorder(folder)
+    train_epochs(recipe, inputs_of_board(), Workers(), recorder, resume_from)
+    return recorder.losses
+
+
+def train_in_processes(n: int, recipe: Recipe, folder: Path, resume_from: Path | None = None) -> list[float]:
+    """Losses per epoch of `n` real processes over gloo, without Ray."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = json.dumps([recipe.model_dump_json(), str(folder), resume_from and str(resume_from)])
+    environment = {
+        **os.environ, "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "tests.train_boards", job], stdout=subprocess.PIPE, text=True,
+                         stderr=subprocess.STDOUT, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(n)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    losses: list[float] = json.loads(outputs[0].strip().splitlines()[-1])
+    return losses
+
+
+def _text_vectors(generator: np.random.Generator) -> FloatArray:
+    colour = np.where(np.arange(N_ITEMS) % 2, 1.0, -1.0)[:, None] * np.eye(1, TEXT_SIZE)
+    vectors = colour + 0.5 * generator.normal(size=(N_ITEMS, TEXT_SIZE))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _main() -> None:
+    recipe, folder, resume_from = json.loads(sys.argv[1])
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    recorder = Recorder(Path(folder))
+    train_epochs(Recipe.model_validate_json(recipe), inputs_of_board(), Workers(rank, size, size), recorder,
+                 resume_from and Path(resume_from))
+    torch.distributed.destroy_process_group()
+    sys.stdout.write(json.dumps(recorder.losses) + "\n")
+
+
+if __name__ == "__main__":
+    _main()
