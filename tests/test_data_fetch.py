@@ -118,8 +118,8 @@ def test_when_nobody_answers_both_sources_are_named(tmp_path, monkeypatch):
         fetch("movielens-100k", tmp_path)
     assert str(missing.value) == (
         f"MovieLens-100K cannot be fetched. grouplens.org: {module.GROUPLENS_URL} cannot be read "
-        f"({UNREACHABLE}). recbole wheel: `pip download recbole==1.2.1` failed (ERROR: no such index). Make one of the two "
-        "reachable, or bring your own files and name them in the recipe's data section."
+        f"({UNREACHABLE}). recbole wheel: `pip download recbole==1.2.1` failed (ERROR: no such index). Make "
+        "one of the two reachable, or bring your own files and name them in the recipe's data section."
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.config.load import validate_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.errors import BadRowsError, ConfigError, DataError, EmptyResultError, MissingInputError
+from llmrec_ray.events import Event, EventLog
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
 DAYS = ("2024-03-01", "2024-03-02", "2024-03-03")
@@ -367,6 +368,18 @@ def test_the_same_log_in_four_formats_gives_the_same_interactions(tmp_path):
     for dataset in found.values():
         assert dataset.interactions.equals(found["csv"].interactions)
         assert list(dataset.users) == ["100", "101", "102"]
+
+
+def test_the_endpoints_own_event_log_is_a_log_like_any_other(tmp_path):
+    log = EventLog(tmp_path / "events")
+    log.append([
+        Event(event_id=f"{user}{item}", user_id=user, item_id=item, timestamp=1_700_000_000.25 + n)
+        for n, (user, item) in enumerate((user, item) for item in "xyz" for user in "ab")
+    ])
+    paths = {"paths": [f"{tmp_path}/events/*.jsonl"], "format": "jsonl"}
+    dataset = made(tmp_path, plain_recipe(interactions=paths, min_user_interactions=3))
+    assert dataset.items.ids(dataset.histories("test")[1]) == ["x", "y", "z"]
+    assert dataset.interactions["timestamp"][0] == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

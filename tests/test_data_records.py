@@ -92,7 +92,7 @@ def test_a_missing_column_is_named_beside_those_that_exist(file_format):
 
 
 def test_something_that_is_no_parquet_file_is_refused():
-    with pytest.raises(DataError, match=r"^f is not a Parquet file \(.*\): correct `format`, or restore the file"):
+    with pytest.raises(DataError, match=r"^f is not a Parquet file \(.*\): correct `format`, or restore"):
         read("a,b\n1,2\n", "parquet")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from llmrec_ray.config import DataConfig
@@ -35,6 +37,19 @@ def test_a_file_that_two_patterns_match_is_read_once(raw):
 
 def test_a_star_stays_in_its_folder_and_skips_hidden_files(raw):
     assert names(raw, "{raw}/2023/*.csv") == ["2023/z.csv"]
+
+
+def test_a_relative_path_is_found_from_here_and_read_from_anywhere(raw, monkeypatch):
+    monkeypatch.chdir(raw)
+    data = DataConfig.model_validate({"interactions": {"paths": ["2023/z.csv"]}})
+    (source,) = find_sources(data, raw / "raw")
+    assert (source.uri, source.name) == (f"{raw}/2023/z.csv", "2023/z.csv")
+
+
+def test_a_packed_file_is_unpacked(raw):
+    (raw / "2023" / "z.csv.gz").write_bytes(gzip.compress(b"a,b"))
+    (source,) = find_sources(DataConfig.model_validate({"interactions": {"paths": ["{raw}/2023/*.gz"]}}), raw)
+    assert source.read() == b"a,b"
 
 
 def test_uris_work_like_paths(raw):

@@ -31,18 +31,18 @@ MAX_RECORD_LINES = 100
 class Records:
     """frame: RECORD (int64) and the wanted columns; unreadable: record number -> the text that stands there.
 
-    source keeps what is needed to show any record of `frame` as it was.
+    source shows any record of `frame` as it was.
     """
 
     frame: pl.DataFrame
     unreadable: dict[int, str]
-    source: _Frame | _Texts
+    source: _Frame | _JsonLines | _Texts
 
     def raw(self, numbers: Sequence[int]) -> list[str]:
         """The records with these numbers: fields with their separator, the JSON line, the Parquet row as
         JSON.
         """
-        return [self.source.show(number) for number in numbers]
+        return self.source.show(numbers) if numbers else []
 
 
 def read_records(payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str) -> Records:
@@ -64,19 +64,28 @@ class _Frame:
     frame: pl.DataFrame
     separator: str | None = None
 
-    def show(self, number: int) -> str:
-        fields = self.frame.row(number - 1, named=True)
+    def show(self, numbers: Sequence[int]) -> list[str]:
+        rows = self.frame[[number - 1 for number in numbers]].iter_rows(named=True)
         if self.separator is None:
-            return json.dumps(fields, default=str, ensure_ascii=False)
-        return self.separator.join(field or "" for field in fields.values())
+            return [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
+        return [self.separator.join(field or "" for field in row.values()) for row in rows]
+
+
+@dataclass(frozen=True)
+class _JsonLines:
+    payload: bytes
+
+    def show(self, numbers: Sequence[int]) -> list[str]:
+        lines = dict(_json_lines(self.payload))
+        return [_text(lines[number]) for number in numbers]
 
 
 @dataclass(frozen=True)
 class _Texts:
     texts: dict[int, str]
 
-    def show(self, number: int) -> str:
-        return self.texts[number]
+    def show(self, numbers: Sequence[int]) -> list[str]:
+        return [self.texts[number] for number in numbers]
 
 
 def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
@@ -92,22 +101,29 @@ def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
 
 
 def _read_json(payload: bytes, wanted: list[str], name: str) -> Records:
-    lines = dict(enumerate((line for line in payload.split(b"\n") if line.strip()), start=1))
     unreadable: dict[int, str] = {}
     try:
         schema = dict.fromkeys(wanted, pl.String)
-        frame = _numbered(pl.read_ndjson(payload, schema=schema) if lines else pl.DataFrame(schema=schema))
+        frame = _numbered(pl.read_ndjson(payload, schema=schema))
     except pl.exceptions.PolarsError:
-        fields = {number: _json_fields(line, wanted) for number, line in lines.items()}
-        unreadable = {number: _text(lines[number]) for number, found in fields.items() if found is None}
-        rows = [[number, *found] for number, found in fields.items() if found is not None]
+        rows = []
+        for number, line in _json_lines(payload):
+            fields = _json_fields(line, wanted)
+            if fields is None:
+                unreadable[number] = _text(line)
+            else:
+                rows.append([number, *fields])
         frame = _from_rows(rows, wanted)
     for column in wanted if len(frame) else ():
         if frame[column].null_count() == len(frame):
             raise MissingInputError(
                 f"No record of {name} has a field {column!r}: correct the recipe's columns."
             )
-    return Records(frame, unreadable, _Texts({number: _text(line) for number, line in lines.items()}))
+    return Records(frame, unreadable, _JsonLines(payload))
+
+
+def _json_lines(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    return enumerate((line for line in payload.split(b"\n") if line.strip()), start=1)
 
 
 def _json_fields(line: bytes, wanted: list[str]) -> list[str | None] | None:

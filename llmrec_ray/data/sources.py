@@ -32,10 +32,13 @@ class SourceFile:
     name: str
 
     def read(self) -> bytes:
-        """The whole file. Raises MissingInputError when it went away."""
+        """The whole file, unpacked when its name ends in .gz, .bz2, .zst or .lz4.
+
+        Raises MissingInputError when it went away or cannot be unpacked.
+        """
         try:
             filesystem, path = _filesystem(self.uri)
-            with filesystem.open_input_file(path) as stream:
+            with filesystem.open_input_stream(path) as stream:
                 return bytes(stream.read())
         except OSError as error:
             raise MissingInputError(f"{self.uri} cannot be read ({error}): restore it.") from None
@@ -50,7 +53,7 @@ def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
     if data.users is not None:
         tables["users"] = data.users.paths
     return [
-        SourceFile(table, number, uri, _name(uri, raw_folder))
+        SourceFile(table, number, uri, _name(uri, raw_folder.absolute()))
         for table, patterns in tables.items()
         for number, uri in enumerate(_expand(table, patterns, raw_folder))
     ]
@@ -59,12 +62,12 @@ def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
 def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
-        matches = _matches(pattern.replace("{raw}", str(raw_folder)))
+        place = pattern.replace("{raw}", str(raw_folder))
+        matches = _matches(place)
         if not matches:
             hint = "run `llmrec data fetch` first, or " if "{raw}" in pattern else ""
             raise MissingInputError(
-                f"No file matches {pattern.replace('{raw}', str(raw_folder))} (data.{table}.paths): "
-                f"{hint}correct the path."
+                f"No file matches {place} (data.{table}.paths): {hint}correct the path."
             )
         found.update(dict.fromkeys(matches))
     return list(found)
@@ -73,7 +76,7 @@ def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path) -> list[str
 def _matches(pattern: str) -> list[str]:
     prefix, filesystem, path = _locate(pattern)
     if not GLOB & set(path):
-        return [pattern] if filesystem.get_file_info(path).type == pafs.FileType.File else []
+        return [prefix + path] if filesystem.get_file_info(path).type == pafs.FileType.File else []
     parts = PurePosixPath(path).parts
     fixed = next(i for i, part in enumerate(parts) if GLOB & set(part))
     root = str(PurePosixPath(*parts[:fixed]))
@@ -94,8 +97,7 @@ def _fits(file: str, pattern_parts: tuple[str, ...]) -> bool:
 def _locate(uri: str) -> tuple[str, pafs.FileSystem, str]:
     """What to put before a path to have a URI again, the file system, and the path on it."""
     filesystem, path = _filesystem(uri)
-    location = uri.partition("?")[0]
-    return (location.removesuffix(path) if "://" in uri else ""), filesystem, path
+    return (uri.partition("?")[0].removesuffix(path) if "://" in uri else ""), filesystem, path
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -113,5 +115,8 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _name(uri: str, raw_folder: Path) -> str:
-    prefix = str(raw_folder).rstrip("/") + "/"
-    return uri.removeprefix(prefix)
+    """Short, and the same wherever the workspace is: relative to the raw folder, else to this folder."""
+    for folder in (raw_folder, Path.cwd()):
+        if uri.startswith(f"{folder}/"):
+            return uri.removeprefix(f"{folder}/")
+    return uri

@@ -47,6 +47,7 @@ def _on_ray(sources: Sequence[SourceFile], data: DataConfig, num_blocks: int) ->
 
     blocks = min(num_blocks, len(sources))
     numbers = ray.data.from_items(list(range(len(sources))), override_num_blocks=blocks)
+    numbers.context.enable_progress_bars = False
     rows: Iterable[dict[str, Any]] = numbers.map(parse).iter_rows()
     return rows
 
