@@ -7,30 +7,171 @@ made there. The command line and the demo call only these.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmrec_ray.artifact import Artifact, Workspace
+from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset, fetch, ingest
 from llmrec_ray.embed import embed
-from llmrec_ray.errors import ConfigError
+from llmrec_ray.errors import ConfigError, DataError
 from llmrec_ray.evaluate import Evaluation, evaluate
-from llmrec_ray.index import build_index
-from llmrec_ray.recommend import Pipeline
-from llmrec_ray.release import Release, publish
+from llmrec_ray.index import Index, build_index
+from llmrec_ray.recommend import Pipeline, Request, Response
+from llmrec_ray.release import Release, current_uri, load_release, publish, rollback
+from llmrec_ray.serve import Endpoint, start
 from llmrec_ray.train import train_bundle
 from llmrec_ray.types import FloatArray
 
 __all__ = [
+    "announce",
     "embed_stage",
     "evaluate_stage",
     "fetch_stage",
     "index_stage",
     "ingest_stage",
+    "open_bundle",
+    "open_dataset",
     "publish_stage",
+    "ray_for",
+    "recommend_stage",
+    "rollback_stage",
+    "serve_stage",
     "train_stage",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def ray_for(recipe: Recipe, *, dashboard: bool = False) -> AbstractContextManager[None]:
+    """The Ray that a recipe's stages use: connected already, named by RAY_ADDRESS, or started here."""
+    return connected(recipe.num_cpus, dashboard=dashboard)
+
+
+def fetch_stage(recipe: Recipe) -> Path:
+    """Bring the recipe's public data set into the workspace. Raises ConfigError when it names none."""
+    if recipe.data.fetch is None:
+        raise ConfigError(f"The recipe {recipe.name} names no public data set in data.fetch, so there is nothing to fetch.")
+    folder = fetch(recipe.data.fetch, _raw_folder(recipe))
+    logger.info("%s is in %s", recipe.data.fetch, folder)
+    return folder
+
+
+def ingest_stage(recipe: Recipe) -> Artifact:
+    """Raw files -> a Dataset."""
+    with ray_for(recipe):
+        artifact = ingest(recipe, _raw_folder(recipe), _workspace(recipe))
+    metrics = artifact.manifest.metrics
+    logger.info(
+        "dataset %s: %d users, %d items, %d of %d events kept, %d quarantined", artifact.id, metrics["users"],
+        metrics["items"], metrics["rows_kept"], metrics["rows_read"], metrics["rows_quarantined"],
+    )
+    return artifact
+
+
+def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
+    """Raw text vectors of a Dataset's items, [N, T] float32, computed or from the cache. Raises DataError."""
+    if recipe.data.items is None:
+        raise DataError(f"The recipe {recipe.name} has no item texts to embed: describe data.items, or go on to train.")
+    dataset = open_dataset(recipe, dataset_uri)
+    with ray_for(recipe):
+        return embed(dataset.item_texts, recipe.encoder, _workspace(recipe))
+
+
+def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:
+    """A Dataset -> a Bundle."""
+    dataset = open_dataset(recipe, dataset_uri)
+    with ray_for(recipe):
+        raw_text = None if recipe.data.items is None else embed_stage(recipe, dataset.uri)
+        artifact = train_bundle(recipe, dataset, raw_text, _workspace(recipe), resume=resume)
+    logger.info("bundle %s: %s", artifact.id, artifact.uri)
+    return artifact
+
+
+def index_stage(recipe: Recipe, bundle_uri: str | None = None) -> Artifact:
+    """A Bundle -> an Index."""
+    workspace = _workspace(recipe)
+    artifact = build_index(open_bundle(recipe, bundle_uri), recipe.index, workspace.root("index"))
+    workspace.set_latest("index", artifact.uri)
+    logger.info("index %s: %s over %d items", artifact.id, recipe.index.kind, artifact.manifest.metrics["items"])
+    return artifact
+
+
+def evaluate_stage(
+    recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
+) -> Evaluation:
+    """Score the test split with the pipeline that would be served, its signals and the baselines."""
+    dataset, bundle = open_dataset(recipe, dataset_uri), open_bundle(recipe, bundle_uri)
+    pipeline = Pipeline(dataset, bundle, Index.load(index_uri or _latest_index(recipe)))
+    return evaluate(recipe, dataset, bundle, pipeline, _workspace(recipe))
+
+
+def publish_stage(
+    recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
+) -> Release:
+    """Name a Dataset, a Bundle and an Index as the current Release, with the Bundle's fusion policy."""
+    workspace = _workspace(recipe)
+    bundle = open_bundle(recipe, bundle_uri)
+    release = publish(
+        workspace,
+        name=recipe.name,
+        dataset_uri=dataset_uri or workspace.latest("dataset", made_by="ingest"),
+        bundle_uri=bundle.uri,
+        index_uri=index_uri or _latest_index(recipe),
+        policy=bundle.policy,
+    )
+    logger.info("release %s is current", release.id)
+    return release
+
+
+def rollback_stage(recipe: Recipe) -> Release:
+    """Point back to the Release before the current one."""
+    release = rollback(_workspace(recipe))
+    logger.info("release %s is current again", release.id)
+    return release
+
+
+def serve_stage(recipe: Recipe, release_uri: str | None = None) -> Endpoint:
+    """Serve a Release on the connected Ray; the caller stops the Endpoint."""
+    events = _workspace(recipe).local_folder("events")
+    return start(recipe.serve, release_uri or current_uri(_workspace(recipe)), str(events))
+
+
+def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = None) -> Response:
+    """Answer one request in this process. Raises RequestError."""
+    release = load_release(release_uri or current_uri(_workspace(recipe)))
+    [response] = Pipeline.of_release(release, limits=recipe.serve.limits).recommend([request])
+    return response
+
+
+def announce(endpoint: Endpoint) -> None:
+    """Say where the endpoint listens, with its key and a command to paste."""
+    logger.info("The endpoint listens at %s (documentation: %s/docs).", endpoint.url, endpoint.url)
+    logger.info("API key: %s", endpoint.api_key)
+    logger.info("Try: %s", endpoint.curl({"query": "a space adventure for children", "k": 5}))
+    logger.info("Ctrl-C stops it.")
+
+
+def open_dataset(recipe: Recipe, uri: str | None = None) -> Dataset:
+    """The Dataset at `uri`, or the workspace's newest."""
+    return Dataset.open(uri or _workspace(recipe).latest("dataset", made_by="ingest"))
+
+
+def open_bundle(recipe: Recipe, uri: str | None = None) -> Bundle:
+    """The Bundle at `uri`, or the workspace's newest."""
+    return Bundle.open(uri or _workspace(recipe).latest("bundle", made_by="train"))
+
+
+def _latest_index(recipe: Recipe) -> str:
+    return _workspace(recipe).latest("index", made_by="index")
+
+
+def _workspace(recipe: Recipe) -> Workspace:
+    return Workspace(recipe.workspace)
+
+
+def _raw_folder(recipe: Recipe) -> Path:
+    workspace = _workspace(recipe)
+    return workspace.local_folder("raw") if workspace.is_local else cache_folder() / "raw"

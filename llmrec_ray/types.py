@@ -62,7 +62,9 @@ class Histories:
     item_rows: IntArray
 
     @classmethod
-    def from_lists(cls, histories: Iterable[Sequence[int]], user_rows: Sequence[int] | None = None) -> Histories:
+    def from_lists(
+        cls, histories: Iterable[Sequence[int] | IntArray], user_rows: Sequence[int] | None = None
+    ) -> Histories:
         """Build from one sequence of item rows per user; without `user_rows` everybody is unknown (-1)."""
         lists = [np.asarray(history, dtype=np.int64) for history in histories]
         lengths = np.array([len(history) for history in lists], dtype=np.int64)

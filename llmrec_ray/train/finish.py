@@ -81,7 +81,7 @@ def train_bundle(
     """
     signals = _fit_signals(recipe, dataset)
     text = None if raw_text is None else TextSpace.of(raw_text)
-    inputs = TrainingInputs.of(recipe, dataset, text and text.vectors, text and text.center)
+    inputs = TrainingInputs.of(recipe, dataset, _vectors(text), _center(text))
     trained = run_training(recipe, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
     scorer, parts, metrics = _assemble(recipe, dataset, text, signals, trained)
     artifact = save_bundle(workspace.root("bundle"), parts, parents={"dataset": dataset.id}, metrics=metrics)
@@ -107,21 +107,30 @@ def _assemble(
         text = TextSpace(text.center, to_text_space(encoder.encode(dataset.item_texts), text.center))
     if text is not None:
         signals = signals | {"text": TextCosine(text.vectors)}
-    text_size = None if text is None else text.vectors.shape[1]
+    vectors = _vectors(text)
+    text_size = None if vectors is None else vectors.shape[1]
     model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
     model.load_state_dict(trained.model_state)
-    item_vectors = catalogue_vectors(model, None if text is None else text.vectors)
+    item_vectors = catalogue_vectors(model, vectors)
     scorer = Scorer(model, item_vectors, signals)
     fusion = _fuse_on_validation(recipe, dataset, scorer)
     ease, popularity = signals.get("item_item"), signals["popularity"]
     assert isinstance(ease, Ease | None) and isinstance(popularity, Popularity)
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
-        encoder=encoder, text_vectors=text and text.vectors, text_center=text and text.center,
+        encoder=encoder, text_vectors=vectors, text_center=_center(text),
         item_vectors=item_vectors, ease=ease, popularity=popularity, calibration=fusion.calibration,
         policy=_policy(recipe, scorer, fusion),
     )
     return scorer, parts, _metrics(trained, fusion)
+
+
+def _vectors(text: TextSpace | None) -> FloatArray | None:
+    return None if text is None else text.vectors
+
+
+def _center(text: TextSpace | None) -> FloatArray | None:
+    return None if text is None else text.center
 
 
 def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
@@ -143,7 +152,7 @@ def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fu
         fused, _ = fuse(scores, calibration, fixed)
         return _Fusion(calibration, fixed, ndcg(target_ranks(mask_seen(fused, seen), targets), SELECTION_K))
     start = time.perf_counter()
-    usable = {name: scores[name] for name in _existing(recipe.fusion.signals, scorer)}
+    usable: dict[str, FloatArray] = {name: scores[name] for name in _existing(recipe.fusion.signals, scorer)}
     search = search_weights(usable, targets, seen, calibration, k=SELECTION_K)
     logger.info("late fusion on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
                 ", ".join(f"{name} {weight:.2f}" for name, weight in search.weights.items()), len(search.table),
