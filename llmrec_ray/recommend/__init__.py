@@ -8,8 +8,9 @@
 `Pipeline` runs them one after the other in this process. No Ray, no FastAPI.
 """
 
-from llmrec_ray.recommend.batch import Ranked, RequestBatch, Retrieved
+from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch, Retrieved
 from llmrec_ray.recommend.encoder import Encoder
+from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index
 from llmrec_ray.recommend.messages import (
     Filters,
     RecommendedItem,
@@ -24,6 +25,7 @@ from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.recommend.retriever import Retriever
 
 __all__ = [
+    "Encoded",
     "Encoder",
     "Filters",
     "Pipeline",
@@ -38,4 +40,7 @@ __all__ = [
     "Retriever",
     "SimilarItem",
     "SimilarResponse",
+    "open_bundle",
+    "open_dataset",
+    "open_index",
 ]

@@ -6,7 +6,7 @@ d = embedding size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.recommend.messages import Filters
 from llmrec_ray.types import Candidates, FloatArray, Histories, IntArray
 
-__all__ = ["Ranked", "RequestBatch", "Retrieved"]
+__all__ = ["Encoded", "Ranked", "RequestBatch", "Retrieved"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class RequestBatch:
         """Whether any request carries a text, so that the Encoder is needed."""
         return any(self.texts)
 
+    def without_text(self) -> RequestBatch:
+        """The same requests as if nobody had given a text."""
+        return replace(self, texts=[[] for _ in self.texts])
+
     @classmethod
     def of_histories(cls, release_id: str, histories: Histories, k: int) -> RequestBatch:
         """Plain requests for k unseen items each, as evaluation makes them."""
@@ -66,6 +70,14 @@ class RequestBatch:
             filters=[Filters()] * n,
             weights=[None] * n,
         )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The requests' texts. vectors: [B, T] in text space, zero rows where a request has no text."""
+
+    vectors: FloatArray
+    timings_ms: dict[str, float]
 
 
 @dataclass(frozen=True)

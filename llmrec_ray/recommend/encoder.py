@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 
 from llmrec_ray.bundle import Bundle
+from llmrec_ray.recommend.batch import Encoded
 from llmrec_ray.signals import to_text_space
-from llmrec_ray.types import FloatArray
 
 __all__ = ["Encoder"]
 
@@ -21,11 +22,13 @@ class Encoder:
         self._encoder = bundle.encoder
         self._center = bundle.text_center
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> FloatArray:
-        """[B, T] float32 unit vectors; several texts of a request are averaged, none gives a zero row."""
+    def encode(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """One unit vector per request; several texts of a request are averaged, none gives a zero row."""
+        start = perf_counter()
         flat = [text for several in texts for text in several]
         owners = np.repeat(np.arange(len(texts)), [len(several) for several in texts])
         sums = np.zeros((len(texts), len(self._center)), np.float32)
         if flat:
             np.add.at(sums, owners, to_text_space(self._encoder.encode(flat), self._center))
-        return to_text_space(sums, np.zeros_like(self._center))
+        vectors = to_text_space(sums, np.zeros_like(self._center))
+        return Encoded(vectors, {"encode": (perf_counter() - start) * 1000})

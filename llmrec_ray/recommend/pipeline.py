@@ -12,15 +12,16 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import RequestLimits
 from llmrec_ray.data import Dataset
 from llmrec_ray.index import Index
-from llmrec_ray.recommend.batch import Ranked, RequestBatch
+from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch
 from llmrec_ray.recommend.encoder import Encoder
+from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index
 from llmrec_ray.recommend.messages import Request, Response, SimilarItem
 from llmrec_ray.recommend.reranker import Reranker
 from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.recommend.retriever import Retriever
 from llmrec_ray.release import Release
 from llmrec_ray.signals import FusionPolicy
-from llmrec_ray.types import FloatArray, Histories, IntArray
+from llmrec_ray.types import Histories, IntArray
 
 __all__ = ["Pipeline"]
 
@@ -51,9 +52,9 @@ class Pipeline:
     def of_release(cls, release: Release, *, limits: RequestLimits | None = None) -> Self:
         """Load and verify everything a Release names."""
         return cls(
-            Dataset.open(release.dataset.uri),
-            Bundle.open(release.bundle.uri),
-            Index.load(release.index.uri),
+            open_dataset(release),
+            open_bundle(release),
+            open_index(release),
             policy=release.policy,
             release_id=release.id,
             limits=limits,
@@ -70,11 +71,9 @@ class Pipeline:
             return []
         start = perf_counter()
         batch = self.resolver.resolve(requests, recent or {})
-        encoded = perf_counter()
-        text = self.encoder.encode(batch.texts) if self.encoder is not None and batch.has_text else None
-        encode_ms = {"encode": (perf_counter() - encoded) * 1000} if text is not None else {}
-        ranked = self._rank(batch, text)
-        timings = {**encode_ms, **ranked.timings_ms, "total": (perf_counter() - start) * 1000}
+        encoded = self.encoder.encode(batch.texts) if self.encoder is not None and batch.has_text else None
+        ranked = self._rank(batch, encoded)
+        timings = {**ranked.timings_ms, "total": (perf_counter() - start) * 1000}
         return self.resolver.respond(requests, batch, ranked, timings)
 
     def recommend_rows(self, histories: Histories, k: int) -> IntArray:
@@ -89,5 +88,5 @@ class Pipeline:
         rows, scores = self.retriever.similar(np.array([self.resolver.item_row(item_id)]), k)
         return self.resolver.similar_items(rows[0], scores[0])
 
-    def _rank(self, batch: RequestBatch, text: FloatArray | None) -> Ranked:
-        return self.reranker.rerank(batch, self.retriever.retrieve(batch, text))
+    def _rank(self, batch: RequestBatch, encoded: Encoded | None) -> Ranked:
+        return self.reranker.rerank(batch, self.retriever.retrieve(batch, encoded))

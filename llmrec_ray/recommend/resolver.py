@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,9 @@ __all__ = ["Resolver"]
 class Resolver:
     """Knows ids, titles, attribute names and everyone's history; nothing about vectors or scores."""
 
-    def __init__(self, dataset: Dataset, release_id: str, *, has_encoder: bool, limits: RequestLimits) -> None:
+    def __init__(
+        self, dataset: Dataset, release_id: str, *, has_encoder: bool, limits: RequestLimits
+    ) -> None:
         self.release_id = release_id
         self._users = dataset.users
         self._items = dataset.items
@@ -70,7 +72,7 @@ class Resolver:
                 items=items,
                 user="anonymous" if request.user_id is None else "known" if known else "unknown",
                 cold=bool(cold[position]),
-                ignored_items=[id_ for id_ in request.history or () if id_ not in self._items],
+                ignored_items=self.unknown_items(request.history or ()),
                 notes=_notes(request, known=known, cold=bool(cold[position]), shown=len(items)),
                 release=self.release_id,
                 request_id=uuid.uuid4().hex,
@@ -91,6 +93,10 @@ class Resolver:
         """Raises RequestError when more items are asked for than the limit."""
         if not 1 <= k <= self._limits.max_k:
             raise RequestError(f"k is {k}; it must be between 1 and {self._limits.max_k}.", field="k")
+
+    def unknown_items(self, item_ids: Iterable[str]) -> list[str]:
+        """Distinct ids that are not in the catalogue, in order."""
+        return [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._items]
 
     def similar_items(self, rows: IntArray, scores: FloatArray) -> list[SimilarItem]:
         """Ids and titles of rows [k] with their scores [k]."""

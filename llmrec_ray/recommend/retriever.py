@@ -16,7 +16,7 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.index import Index
 from llmrec_ray.ranking import top_k
-from llmrec_ray.recommend.batch import RequestBatch, Retrieved
+from llmrec_ray.recommend.batch import Encoded, RequestBatch, Retrieved
 from llmrec_ray.recommend.filters import ItemFilter
 from llmrec_ray.recommend.weights import is_cold
 from llmrec_ray.signals import FusionPolicy
@@ -50,13 +50,14 @@ class Retriever:
         }
         self._release_id = release_id
 
-    def retrieve(self, batch: RequestBatch, text: FloatArray | None) -> Retrieved:
-        """Candidates for B requests; text [B, T] in text space or None when no request carries one.
+    def retrieve(self, batch: RequestBatch, encoded: Encoded | None) -> Retrieved:
+        """Candidates for B requests, with their encoded texts or None when no request carries one.
 
         Whenever k items pass a request's filters there are at least k candidates, whatever the sources miss.
         """
         batch.check_release(self._release_id)
         start = perf_counter()
+        text, before_ms = (None, {}) if encoded is None else (encoded.vectors, encoded.timings_ms)
         users = self._bundle.user_vectors(batch.histories, text)
         allowed = self._allowed(batch)
         proposed: dict[str, Mask] = {
@@ -65,7 +66,8 @@ class Retriever:
         }
         self._backfill(batch, allowed, proposed)
         candidates = _merge(proposed)
-        return Retrieved(candidates, users, text, {"retrieve": (perf_counter() - start) * 1000})
+        timings_ms = {**before_ms, "retrieve": (perf_counter() - start) * 1000}
+        return Retrieved(candidates, users, text, timings_ms)
 
     def similar(self, item_rows: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """The items most like each of B, without itself: rows and cosines of fused vectors, [B, <= k]."""

@@ -1,0 +1,120 @@
+"""Starting and stopping the endpoint from a program; `serve deploy serve_config.yaml` needs none of this."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Self
+
+import ray
+
+from llmrec_ray.cluster import set_serve_flags
+from llmrec_ray.config import ServeConfig
+from llmrec_ray.errors import ClusterError
+from llmrec_ray.serve.args import API_KEY_VARIABLE, ServeArgs, hash_key
+
+__all__ = ["Endpoint", "start"]
+
+APPLICATION = "llmrec"
+READY_TIMEOUT_S = 180.0
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint; use it in a `with` block, or call `stop`."""
+
+    url: str
+    api_key: str
+    release_id: str
+
+    def curl(self, body: dict[str, object]) -> str:
+        """A command that asks for a recommendation, ready to paste."""
+        return (
+            f"curl -s {self.url}/v1/recommend -H 'Authorization: Bearer {self.api_key}' "
+            f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        )
+
+    def wait(self) -> None:
+        """Return only when the process is interrupted."""
+        threading.Event().wait()
+
+    def stop(self) -> None:
+        """Shut Serve and its proxy down; returns when nothing listens any more."""
+        from ray import serve
+
+        serve.shutdown()
+        host, port = self.url.removeprefix("http://").rsplit(":", 1)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while _listens(host, int(port)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(
+    config: ServeConfig, release_uri: str, events_folder: str, *, api_key: str | None = None
+) -> Endpoint:
+    """Serve a Release on the Ray that is connected, and return when every stage is ready.
+
+    The key is `api_key`, else LLMREC_API_KEY, else a new random one. Raises ClusterError when the port is
+    taken or the stages do not become ready, and what `load_release` raises.
+    """
+    assert ray.is_initialized(), "start() without a connected Ray. This is a bug."
+    set_serve_flags()
+    from ray import serve
+
+    from llmrec_ray.serve.app import build
+
+    if _listens(config.host, config.port):
+        message = f"Port {config.port} is taken: stop what listens there, or set serve.port to another."
+        raise ClusterError(message)
+    key = api_key or os.environ.get(API_KEY_VARIABLE) or secrets.token_urlsafe(24)
+    stages = config.model_dump(exclude={"host", "port"})
+    args = ServeArgs(
+        release_uri=release_uri, events_folder=events_folder, api_key_sha256=hash_key(key), **stages
+    )
+    application = build(args)
+    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+        release_id = _wait_until_ready(f"http://{config.host}:{config.port}")
+    except BaseException:
+        serve.shutdown()
+        raise
+    return Endpoint(url=f"http://{config.host}:{config.port}", api_key=key, release_id=release_id)
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _wait_until_ready(url: str) -> str:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+                return str(json.load(answer)["release"])
+        except urllib.error.HTTPError as error:
+            last = f"{error.code} {error.read()[:200]!r}"
+        except OSError as error:
+            last = str(error)
+        time.sleep(POLL_S)
+    raise ClusterError(
+        f"The endpoint at {url} was not ready after {READY_TIMEOUT_S:.0f} s ({last}): look at `serve status` "
+        "and Ray's logs; the cluster may have too few CPUs for four deployments."
+    )
