@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 
@@ -20,6 +20,10 @@ SERVE_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
 }
+LOCAL_FLAGS = {
+    # A replica waits this long for load balancers to forget it; on one machine the only one is gone by then.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+}
 MIN_CPUS = 4
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
@@ -28,8 +32,7 @@ QUIET = {
 
 def set_serve_flags() -> None:
     """Put the Serve flags into the environment; values that are already there win. Serve reads them at start."""
-    for name, value in (SERVE_FLAGS | QUIET).items():
-        os.environ.setdefault(name, value)
+    _set_defaults(SERVE_FLAGS | QUIET)
 
 
 @contextlib.contextmanager
@@ -50,9 +53,10 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         if address:
             ray.init(address=address, logging_level=logging.WARNING)
         else:
+            _set_defaults(LOCAL_FLAGS)
             ray.init(
-                address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1), include_dashboard=dashboard, logging_level=logging.WARNING,
-                configure_logging=True,
+                address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1),
+                include_dashboard=dashboard, logging_level=logging.WARNING, configure_logging=True,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
@@ -62,3 +66,8 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         yield
     finally:
         ray.shutdown()
+
+
+def _set_defaults(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
