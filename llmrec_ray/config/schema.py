@@ -162,7 +162,7 @@ class ModelConfig(Section):
     """Decay of each history mean in events, exp(-age/t); null is the plain mean."""
     user_embedding: bool = True
     """Add a learned vector per known user; off when users come and go."""
-    dropout: Dropout = 0.3
+    dropout: Dropout = 0.2
     """Dropout in the user tower."""
     id_dropout: Dropout = 0.2
     """Share of items whose id embedding is hidden in a step, so that text alone gives a usable vector."""
@@ -227,10 +227,10 @@ class TrainConfig(Section):
     """Upper bound; early stopping usually ends sooner."""
     patience: PositiveInt = 6
     """Stop after this many epochs without a better validation NDCG@10."""
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = 16
     """History windows per step over all workers; must divide by num_workers."""
-    learning_rate: PositiveFloat = 2e-3
-    """Peak rate of AdamW for everything but the encoder."""
+    learning_rate: PositiveFloat = 4e-3
+    """Peak rate of AdamW for everything but the encoder; it falls linearly to zero over `epochs`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """AdamW's decoupled decay; not applied to biases and norms."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
