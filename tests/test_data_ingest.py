@@ -287,11 +287,14 @@ def test_one_empty_file_among_others_is_no_error(tmp_path):
     assert law(made(tmp_path))[0] == 48
 
 
-def test_a_missing_file_is_named_with_the_remedy(tmp_path):
+@pytest.mark.parametrize(
+    ("fetch", "remedy"), [(None, ""), ("movielens-100k", "run `llmrec data fetch` first, or ")]
+)
+def test_a_missing_file_is_named_with_the_remedy(tmp_path, fetch, remedy):
     with pytest.raises(MissingInputError) as missing:
-        run(tmp_path)
+        run(tmp_path, shop_recipe(fetch=fetch))
     assert str(missing.value) == (
-        f"No file matches {tmp_path}/log/*.csv (data.interactions.paths): run `llmrec data fetch` first, or "
+        f"No file matches {tmp_path}/log/*.csv (data.interactions.paths): {remedy}"
         "correct the path."
     )
 

@@ -23,7 +23,7 @@ from llmrec_ray.data.parse import ParsedFile
 from llmrec_ray.data.sources import TableName, find_sources
 from llmrec_ray.data.spread import parse_files
 from llmrec_ray.data.tables import Descriptions, describe
-from llmrec_ray.errors import BadRowsError, DataError, EmptyResultError
+from llmrec_ray.errors import BadRowsError, EmptyResultError
 from llmrec_ray.types import Columns
 from llmrec_ray.vocab import Vocabulary
 
@@ -148,14 +148,7 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
 
 def _good(parsed: Sequence[ParsedFile], table: TableName) -> pl.DataFrame:
     frames = [file.good for file in _files(parsed, table)]
-    if not frames:
-        return pl.DataFrame()
-    try:
-        return pl.concat(frames, how="vertical_relaxed")
-    except pl.exceptions.SchemaError as error:
-        raise DataError(
-            f"The files of data.{table} disagree about the type of a column ({error}): write them alike."
-        ) from None
+    return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
 
 
 def _row_law(parsed: Sequence[ParsedFile], filtered: Filtered) -> dict[str, Any]:

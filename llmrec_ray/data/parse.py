@@ -18,15 +18,14 @@ from llmrec_ray.errors import DataError
 from llmrec_ray.text import TextTemplate
 from llmrec_ray.types import Columns
 
-__all__ = ["FILE_NUMBER", "TABLE", "ParsedFile", "parse_file"]
+__all__ = ["FILE_NUMBER", "ParsedFile", "natural_types", "parse_file"]
 
 FILE_NUMBER = "__file__"
 REASON = "__reason__"
-TABLE = "table"
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 TIME_LIMIT_US = 7_258_118_400_000_000  # 2200-01-01: beyond it the unit is wrong
 QUARANTINE_SCHEMA = {
-    TABLE: pl.String, Columns.FILE: pl.String, Columns.POSITION: pl.Int64, Columns.REASON: pl.String,
+    "table": pl.String, Columns.FILE: pl.String, Columns.POSITION: pl.Int64, Columns.REASON: pl.String,
     Columns.RAW: pl.String,
 }
 
@@ -69,6 +68,25 @@ def parse_file(source: SourceFile, data: DataConfig) -> ParsedFile:
         good=good.select(pl.lit(source.number, dtype=pl.Int64).alias(FILE_NUMBER), pl.all()),
         quarantine=_quarantine(source, records, checked.filter(pl.col(REASON).is_not_null())),
     )
+
+
+def natural_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
+    """Every column as a number, a truth value or text, so that files that differ can stand under each other.
+
+    Columns of nothing but whole numbers become int64, be they text ("1995", not "05201") or floats beside a
+    gap.
+    """
+    return frame.with_columns(_natural_type(frame[name]) for name in frame.columns if name != id_column)
+
+
+def _natural_type(column: pl.Series) -> pl.Series:
+    if column.dtype.is_integer() or column.dtype == pl.Boolean:
+        return column
+    is_float = column.dtype.is_float()
+    column = column.fill_nan(None) if is_float else column.cast(pl.String, strict=False)
+    numbers = column.cast(pl.Int64, strict=False)
+    back = numbers.cast(column.dtype)
+    return numbers if back.eq_missing(column).all() and numbers.null_count() < len(numbers) else column
 
 
 def _section(source: SourceFile, data: DataConfig) -> LogConfig | TableConfig:
@@ -115,7 +133,8 @@ def _check_log(frame: pl.DataFrame, log: LogConfig) -> pl.DataFrame:
 
 def _check_table(frame: pl.DataFrame, table: TableConfig) -> pl.DataFrame:
     identified = frame.with_columns(_id(table.id, frame.schema))
-    return identified.with_columns(_first_reason({"missing_id": pl.col(table.id).is_null()}))
+    reason = _first_reason({"missing_id": pl.col(table.id).is_null()})
+    return natural_types(identified, table.id).with_columns(reason)
 
 
 def _first_reason(conditions: Mapping[str, pl.Expr]) -> pl.Expr:

@@ -55,17 +55,17 @@ def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
     return [
         SourceFile(table, number, uri, _name(uri, raw_folder.absolute()))
         for table, patterns in tables.items()
-        for number, uri in enumerate(_expand(table, patterns, raw_folder))
+        for number, uri in enumerate(_expand(table, patterns, raw_folder, can_fetch=data.fetch is not None))
     ]
 
 
-def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path) -> list[str]:
+def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path, *, can_fetch: bool) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         place = pattern.replace("{raw}", str(raw_folder))
         matches = _matches(place)
         if not matches:
-            hint = "run `llmrec data fetch` first, or " if "{raw}" in pattern else ""
+            hint = "run `llmrec data fetch` first, or " if can_fetch and "{raw}" in pattern else ""
             raise MissingInputError(
                 f"No file matches {place} (data.{table}.paths): {hint}correct the path."
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from llmrec_ray.config import TableConfig
+from llmrec_ray.data.parse import natural_types
 from llmrec_ray.errors import DataError
 from llmrec_ray.text import TextTemplate, clean_text
 from llmrec_ray.types import Columns
@@ -47,7 +48,7 @@ def describe(
     rows = pl.Series(row, range(len(ids)), dtype=pl.Int64)
     if config is None:
         return Descriptions(_texts(rows, ids.to_list(), [""] * len(ids)), rows.to_frame(), 0)
-    known = _with_types(frame.unique(config.id, keep="last", maintain_order=True), config.id)
+    known = natural_types(frame.unique(config.id, keep="last", maintain_order=True), config.id)
     shared = known.filter(pl.col(config.id).is_in(ids.implode()))
     _check_overlap(shared, known, config, ids, row)
     joined = ids.to_frame(config.id).join(shared, on=config.id, how="left", maintain_order="left")
@@ -55,23 +56,6 @@ def describe(
     attributes = [joined[name] for name in dict.fromkeys(config.attributes)]
     unused = len(known) - len(shared)
     return Descriptions(_texts(rows, titles, texts), pl.DataFrame([rows, *attributes]), unused)
-
-
-def _with_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    return frame.with_columns(_typed(frame[name]) for name in frame.columns if name != id_column)
-
-
-def _typed(column: pl.Series) -> pl.Series:
-    """Whole numbers become int64, be they text ("1995", but not "05201") or floats beside a gap; the rest
-    stays.
-    """
-    if column.dtype.is_float():
-        column = column.fill_nan(None)
-    elif column.dtype != pl.String:
-        return column
-    numbers = column.cast(pl.Int64, strict=False)
-    back = numbers.cast(column.dtype)
-    return numbers if back.eq_missing(column).all() and numbers.null_count() < len(numbers) else column
 
 
 def _check_overlap(
