@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -21,6 +24,11 @@ def uri(tmp_path_factory) -> str:
 
 def test_the_package_exports_its_three_nouns():
     assert llmrec_ray.data.__all__ == ["Dataset", "fetch", "ingest"]
+
+
+def test_opening_a_dataset_needs_no_ray():
+    code = "import sys, llmrec_ray.data; sys.exit(', '.join({'ray', 'torch'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_dataset_knows_who_it_is(uri):
