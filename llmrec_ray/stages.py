@@ -7,7 +7,8 @@ made there. The command line and the demo call only these.
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
@@ -133,10 +134,14 @@ def rollback_stage(recipe: Recipe) -> Release:
     return release
 
 
-def serve_stage(recipe: Recipe, release_uri: str | None = None) -> Endpoint:
-    """Serve a Release on the connected Ray; the caller stops the Endpoint."""
+@contextmanager
+def serve_stage(recipe: Recipe, release_uri: str | None = None) -> Iterator[Endpoint]:
+    """A Release behind HTTP for the length of the block."""
+    uri = release_uri or current_uri(_workspace(recipe))
+    load_release(uri)
     events = _workspace(recipe).local_folder("events")
-    return start(recipe.serve, release_uri or current_uri(_workspace(recipe)), str(events))
+    with ray_for(recipe, dashboard=True), start(recipe.serve, uri, str(events)) as endpoint:
+        yield endpoint
 
 
 def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = None) -> Response:

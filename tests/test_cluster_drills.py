@@ -1,0 +1,148 @@
+"""Drills that need a cluster of their own: job submission, three raylets, and the demo as a stranger starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+
+from llmrec_ray.cluster import SERVE_FLAGS
+from tests.boards import board_recipe
+from tests.test_end_to_end import free_port, post
+
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
+
+LLMREC = [sys.executable, "-m", "llmrec_ray"]
+
+
+@pytest.fixture
+def board_file(board_folder, tiny_encoder, tmp_path):
+    recipe = board_recipe(
+        board_folder, workspace=str(tmp_path / "work"), encoder={"model": str(tiny_encoder)},
+        train={"epochs": 3}, serve={"port": free_port()},
+    )
+    path = tmp_path / "board.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    return path
+
+
+@pytest.fixture
+def head():
+    """A Ray head with a dashboard, in the foreground of a process of its own; yields its environment and address."""
+    port, dashboard = free_port(), free_port()
+    environment = os.environ | SERVE_FLAGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    command = [
+        "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6",
+        f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats",
+    ]
+    command[0] = os.path.join(os.path.dirname(sys.executable), "ray")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", process)
+        yield environment, f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the process ended with {process.returncode}"
+        try:
+            urllib.request.urlopen(url, timeout=5)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(f"{url} did not answer within {timeout_s} s")
+
+
+def test_ray_job_submit_runs_the_packaged_recipes_training_on_a_running_cluster(head, tmp_path):
+    environment, dashboard = head
+    workspace = f"workspace={tmp_path / 'work'}"
+    for verb in (["data", "fetch", "movielens-100k"], ["ingest", "--recipe", "movielens-100k"]):
+        subprocess.run([*LLMREC, *verb, workspace], check=True)
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    job = [sys.executable, "-m", "llmrec_ray", "train", "--recipe", "movielens-100k", "--json", workspace,
+           "train.epochs=1"]
+    submitted = subprocess.run(
+        [ray, "job", "submit", "--address", dashboard, "--", *job], env=environment, capture_output=True, text=True
+    )
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+    result = next(json.loads(line) for line in submitted.stdout.splitlines() if line.startswith('{"uri"'))
+    assert result["metrics"]["best_epoch"] == 1
+    assert (tmp_path / "work" / "latest" / "bundle.json").is_file()
+
+
+THREE_RAYLETS = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from llmrec_ray import stages
+from llmrec_ray.cluster import set_serve_flags
+from llmrec_ray.config import load_recipe
+from tests.test_end_to_end import post
+
+set_serve_flags()
+recipe = load_recipe(config=sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+for _ in range(2):
+    cluster.add_node(num_cpus=2)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address)
+assert sum(node["Alive"] for node in ray.nodes()) == 3
+stages.ingest_stage(recipe)
+stages.train_stage(recipe)
+stages.index_stage(recipe)
+stages.publish_stage(recipe)
+with stages.serve_stage(recipe) as endpoint:
+    answer = post(f"{endpoint.url}/v1/recommend", endpoint.api_key, {"user_id": "u001", "k": 5})
+    from ray.util.state import list_actors
+    nodes = {a.node_id for a in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if "ServeReplica" in a.class_name}
+    sys.stdout.write(f"items {len(answer['items'])} nodes {len(nodes)}\\n")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_training_and_serving_run_on_a_cluster_of_three_raylets(board_file):
+    result = subprocess.run([sys.executable, "-c", THREE_RAYLETS, str(board_file)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    items, nodes = result.stdout.split()[-3], result.stdout.split()[-1]
+    assert int(items) == 5
+    assert int(nodes) >= 2
+
+
+def test_the_demo_serves_until_interrupted_and_then_leaves_nothing_running(board_file, tmp_path):
+    recipe = yaml.safe_load(board_file.read_text())
+    url = f"http://127.0.0.1:{recipe['serve']['port']}"
+    environment = os.environ | {"LLMREC_API_KEY": "a-key-for-this-test"}
+    log = tmp_path / "demo.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*LLMREC, "demo", "--config", str(board_file), "--json"], env=environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )
+    summary = json.loads(process.stdout.readline())
+    assert summary["dataset"] == "board"
+    assert summary["model"]["ndcg@10"] > 0.9
+    answer = post(f"{url}/v1/recommend", "a-key-for-this-test", {"user_id": "u000", "k": 3})
+    assert answer["release"] == summary["release"]
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "a-key-for-this-test" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(url, timeout=5)
+    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert left == []
