@@ -59,8 +59,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact says about itself. `id` hashes kind, format, config, parents and files, not the time.
-    """
+    """What an artifact says about itself. `id` hashes kind, format, config, parents and files, no more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ArtifactKind
@@ -171,8 +170,7 @@ class Workspace:
         write_json_atomic(f"{self.uri}/latest/{kind}.json", {"uri": uri})
 
     def latest(self, kind: str, *, made_by: str) -> str:
-        """URI of the newest artifact of a kind. Raises ArtifactNotFoundError naming the verb that makes it.
-        """
+        """URI of the newest of a kind. Raises ArtifactNotFoundError naming the verb that makes it."""
         try:
             return str(read_json(f"{self.uri}/latest/{kind}.json")["uri"])
         except FileNotFoundError:
@@ -210,9 +208,7 @@ def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
 
 
 def read_json(uri: str) -> dict[str, Any]:
-    """Read one JSON object. Raises FileNotFoundError when it is not there, CorruptArtifactError when it is
-    not JSON.
-    """
+    """Read one JSON object. Raises FileNotFoundError when it is absent, CorruptArtifactError when damaged."""
     filesystem, path = _filesystem(uri)
     with filesystem.open_input_stream(path) as stream:
         payload = stream.read()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import pytest
 
 from llmrec_ray.config import DataConfig
+from llmrec_ray.data import sources as module
 from llmrec_ray.data.sources import SourceFile, find_sources
 from llmrec_ray.errors import MissingInputError
 
@@ -58,6 +60,23 @@ def test_uris_work_like_paths(raw):
     )
     assert source == SourceFile("interactions", 0, f"file://{raw}/2023/z.csv", f"file://{raw}/2023/z.csv")
     assert source.read() == b"2023/z.csv"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "pattern_path", "file", "uri"),
+    [
+        ("s3://logs/2024/*.csv?region=x", "logs/2024/*.csv", "logs/2024/a.csv", "s3://logs/2024/a.csv?region=x"),
+        ("s3://key:secret@logs/*.csv", "logs/*.csv", "logs/a.csv", "s3://key:secret@logs/a.csv"),
+        ("hdfs://host:8020/logs/*", "/logs/*", "/logs/a", "hdfs://host:8020/logs/a"),
+        ("/logs/*.csv", "/logs/*.csv", "/logs/a.csv", "/logs/a.csv"),
+    ],
+)
+def test_a_match_is_a_uri_of_the_same_store(pattern, pattern_path, file, uri):
+    assert module._uri(file, pattern, pattern_path) == uri
+
+
+def test_a_name_carries_no_keys_and_no_options():
+    assert module._name("s3://key:secret@logs/a.csv?region=x", Path("/raw")) == "s3://logs/a.csv"
 
 
 @pytest.mark.parametrize("pattern", ["2025/*.csv", "2023", "2023/none.csv"])

@@ -189,9 +189,7 @@ def _row(column: str, vocabulary: Vocabulary) -> pl.Expr:
 
 
 def _split(events: pl.DataFrame) -> pl.DataFrame:
-    """Leave one out: a user's last event = test, the second last = validation; ties keep the order of the
-    log.
-    """
+    """Leave one out: a user's last event = test, second last = validation; ties keep the log's order."""
     ordered = events.sort(Columns.USER_ROW, *ORDER)
     age = pl.int_range(pl.len()).reverse().over(Columns.USER_ROW)
     held_out = pl.when(age == 0).then(pl.lit("test")).when(age == 1).then(pl.lit("validation"))

@@ -39,9 +39,7 @@ class Records:
     source: _Frame | _JsonLines | _Texts
 
     def raw(self, numbers: Sequence[int]) -> list[str]:
-        """The records with these numbers: fields with their separator, the JSON line, the Parquet row as
-        JSON.
-        """
+        """The records with these numbers: the fields, the JSON line, or the Parquet row as JSON."""
         return self.source.show(numbers) if numbers else []
 
 

@@ -7,6 +7,7 @@ glob may use `*` and `[...]` in any part of a path.
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
@@ -45,8 +46,7 @@ class SourceFile:
 
 
 def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
-    """Every file of every table the recipe describes. Raises MissingInputError naming a path without a file.
-    """
+    """Every file of every table the recipe describes. Raises MissingInputError naming a path without one."""
     tables: dict[TableName, tuple[str, ...]] = {"interactions": data.interactions.paths}
     if data.items is not None:
         tables["items"] = data.items.paths
@@ -74,15 +74,16 @@ def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path, *, can_fetc
 
 
 def _matches(pattern: str) -> list[str]:
-    prefix, filesystem, path = _locate(pattern)
+    filesystem, path = _filesystem(pattern)
     if not GLOB & set(path):
-        return [prefix + path] if filesystem.get_file_info(path).type == pafs.FileType.File else []
+        is_file = filesystem.get_file_info(path).type == pafs.FileType.File
+        return [_uri(path, pattern, path)] if is_file else []
     parts = PurePosixPath(path).parts
     fixed = next(i for i, part in enumerate(parts) if GLOB & set(part))
     root = str(PurePosixPath(*parts[:fixed]))
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     files = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    return sorted(prefix + file for file in files if _fits(file, parts))
+    return sorted(_uri(file, pattern, path) for file in files if _fits(file, parts))
 
 
 def _fits(file: str, pattern_parts: tuple[str, ...]) -> bool:
@@ -94,10 +95,12 @@ def _fits(file: str, pattern_parts: tuple[str, ...]) -> bool:
     )
 
 
-def _locate(uri: str) -> tuple[str, pafs.FileSystem, str]:
-    """What to put before a path to have a URI again, the file system, and the path on it."""
-    filesystem, path = _filesystem(uri)
-    return (uri.partition("?")[0].removesuffix(path) if "://" in uri else ""), filesystem, path
+def _uri(file: str, pattern: str, pattern_path: str) -> str:
+    """A file found on a pattern's file system, with the pattern's scheme and options around its path."""
+    if "://" not in pattern:
+        return file
+    location, mark, options = pattern.partition("?")
+    return location.removesuffix(pattern_path) + file + mark + options
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -115,7 +118,9 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _name(uri: str, raw_folder: Path) -> str:
-    """Short, and the same wherever the workspace is: relative to the raw folder, else to this folder."""
+    """Short, the same wherever the workspace is, and without the keys or options a URI may carry."""
+    if "://" in uri:
+        return re.sub(r"://[^/@]*@", "://", uri.partition("?")[0])
     for folder in (raw_folder, Path.cwd()):
         if uri.startswith(f"{folder}/"):
             return uri.removeprefix(f"{folder}/")

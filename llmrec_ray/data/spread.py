@@ -57,9 +57,7 @@ def _number(row: dict[str, Any]) -> int:
 
 
 def _pack(number: int, source: SourceFile, data: DataConfig) -> dict[str, Any]:
-    """An error a person must read is carried home as a value; otherwise Ray would wrap it in a stack of its
-    own.
-    """
+    """An error that a person must read travels as a value; Ray would wrap it in a stack of its own."""
     try:
         parsed = parse_file(source, data)
     except errors.DataError as error:
