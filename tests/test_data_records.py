@@ -7,7 +7,7 @@ import io
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_ray.data.records import RECORD, read_records
@@ -115,6 +115,7 @@ def test_parquet_keeps_its_types():
     assert rows(records) == [(1, 1.5, moment)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(FIELD, FIELD), min_size=1))
 def test_what_polars_reads_is_what_is_read_record_by_record(pairs):
     whole = pl.DataFrame(pairs, schema=["a", "b"], orient="row").write_csv(quote_style="always")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_ray.errors import ConfigError
@@ -69,11 +69,13 @@ def test_a_template_with_an_open_brace_is_refused():
         TextTemplate("{title")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_changes_nothing_more(text):
     assert clean_text(clean_text(text)) == clean_text(text)
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({name: st.text(max_size=8) for name in FILM.fields}))
 def test_every_cleaned_value_stands_in_the_text(fields):
     text = FILM.fill(fields)

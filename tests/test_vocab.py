@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_ray.errors import CorruptArtifactError
@@ -14,6 +14,7 @@ from llmrec_ray.vocab import Vocabulary
 ID = st.text(min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(st.lists(ID, unique=True))
 def test_rows_and_ids_are_each_others_inverse(ids):
     vocabulary = Vocabulary(ids)
@@ -21,6 +22,7 @@ def test_rows_and_ids_are_each_others_inverse(ids):
     assert vocabulary.rows(ids).tolist() == list(range(len(vocabulary)))
 
 
+@settings(deadline=None)
 @given(st.lists(ID, unique=True), st.lists(ID))
 def test_extending_keeps_every_old_row_and_adds_each_newcomer_once(old, new):
     before = Vocabulary(old)

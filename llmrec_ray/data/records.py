@@ -180,9 +180,9 @@ def _delimited_records(payload: bytes, separator: str) -> Iterator[tuple[list[st
 
 def _delimited_record(lines: list[bytes], start: int, separator: str) -> tuple[list[str] | None, int]:
     text = ""
-    for used, line in enumerate(lines[start : start + MAX_RECORD_LINES], start=1):
+    for used in range(1, min(MAX_RECORD_LINES, len(lines) - start) + 1):
         try:
-            text += line.decode()
+            text += lines[start + used - 1].decode()
             return next(csv.reader([text], delimiter=separator, strict=True), []), used
         except UnicodeDecodeError:
             return None, 1
