@@ -44,3 +44,12 @@ def board_folder(tmp_path_factory) -> Path:
 def tiny_recipe(board_folder, tiny_encoder) -> Recipe:
     """A recipe over the checkerboard and the tiny encoder."""
     return board_recipe(board_folder, encoder={"model": str(tiny_encoder)})
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tiny_recipe, tmp_path_factory):
+    """A published Release over the checkerboard: fitted signals, random towers, the tiny encoder."""
+    from llmrec_ray.artifact import Workspace
+    from tests.tiny_release import publish_tiny_release
+
+    return publish_tiny_release(tiny_recipe, Workspace(str(tmp_path_factory.mktemp("tiny_release"))))

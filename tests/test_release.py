@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from llmrec_ray.artifact import Workspace, create_artifact, read_json
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.release import Release, current_uri, load_release, publish, rollback
+from llmrec_ray.signals import FusionPolicy
+
+POLICY = FusionPolicy(weights={"neural": 0.8, "item_item": 0.2}, candidates={"neural": 100})
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(str(tmp_path))
+
+
+def artifact(workspace: Workspace, kind: str, content: str, parents: dict[str, str]) -> str:
+    def write(folder):
+        (folder / "content.txt").write_text(content)
+
+    return create_artifact(workspace.root(kind), kind, write, config={}, parents=parents)
+
+
+@pytest.fixture
+def parts(workspace):
+    """A Dataset, a Bundle made from it and an Index made from that."""
+    dataset = artifact(workspace, "dataset", "rows", {})
+    bundle = artifact(workspace, "bundle", "weights", {"dataset": dataset.id})
+    index = artifact(workspace, "index", "vectors", {"bundle": bundle.id})
+    return {"dataset_uri": dataset.uri, "bundle_uri": bundle.uri, "index_uri": index.uri}
+
+
+def publish_parts(workspace, parts, policy=POLICY, name="first") -> Release:
+    return publish(workspace, name=name, policy=policy, **parts)
+
+
+def test_a_published_release_is_what_the_pointer_leads_to(workspace, parts):
+    release = publish_parts(workspace, parts)
+    assert load_release(current_uri(workspace)) == release
+    assert load_release(f"{workspace.uri}/releases/{release.id}.json") == release
+    assert release.bundle.uri == parts["bundle_uri"]
+
+
+def test_the_same_content_published_twice_is_one_release(workspace, parts):
+    assert publish_parts(workspace, parts, name="first") == publish_parts(workspace, parts, name="again")
+    assert read_json(current_uri(workspace))["previous"] == []
+
+
+def test_rollback_points_back_one_release_at_a_time_and_never_changes_a_bundle(workspace, parts):
+    policies = [POLICY.model_copy(update={"weights": {"neural": weight}}) for weight in (0.1, 0.2, 0.3)]
+    first, second, _ = [publish_parts(workspace, parts, policy) for policy in policies]
+    assert rollback(workspace) == second == load_release(current_uri(workspace))
+    assert rollback(workspace) == first == load_release(current_uri(workspace))
+    with pytest.raises(ArtifactNotFoundError) as caught:
+        rollback(workspace)
+    assert str(caught.value) == (
+        f"{current_uri(workspace)} has never pointed at another Release, so there is none to go back to: publish one."
+    )
+
+
+def test_an_index_of_another_bundle_is_not_published(workspace, parts):
+    publish_parts(workspace, parts)
+    before = read_json(current_uri(workspace))
+    stranger = artifact(workspace, "index", "vectors", {"bundle": "0123456789abcdef"})
+    with pytest.raises(ArtifactMismatchError) as caught:
+        publish_parts(workspace, parts | {"index_uri": stranger.uri})
+    bundle_id = parts["bundle_uri"].rsplit("-", 1)[1]
+    assert str(caught.value) == (
+        f"The index {stranger.uri} was made from bundle 0123456789abcdef, but {parts['bundle_uri']} is bundle "
+        f"{bundle_id}: run `llmrec index` on this Bundle, or name the bundle it was made from."
+    )
+    assert read_json(current_uri(workspace)) == before
+
+
+def test_a_bundle_of_another_dataset_is_not_published(workspace, parts):
+    stranger = artifact(workspace, "dataset", "other rows", {})
+    with pytest.raises(ArtifactMismatchError, match="run `llmrec train` on this Dataset, or name the dataset"):
+        publish_parts(workspace, parts | {"dataset_uri": stranger.uri})
+
+
+def test_an_artifact_with_a_changed_file_is_not_published(workspace, parts, tmp_path):
+    [file] = tmp_path.glob("bundles/*/content.txt")
+    file.write_text("Weights")
+    with pytest.raises(CorruptArtifactError, match=r"content\.txt in .* does not match its manifest's hash"):
+        publish_parts(workspace, parts)
+    assert not (tmp_path / "releases").exists()
+
+
+def test_a_missing_release_says_which_verb_makes_one(workspace):
+    with pytest.raises(ArtifactNotFoundError) as caught:
+        load_release(current_uri(workspace))
+    assert str(caught.value) == f"There is no Release at {current_uri(workspace)}: run `llmrec publish` first."
+
+
+def test_a_file_that_is_no_release_is_refused_with_the_offending_key(workspace, parts, tmp_path):
+    file = tmp_path / "strange.json"
+    file.write_text('{"id": "x"}')
+    with pytest.raises(CorruptArtifactError) as caught:
+        load_release(str(file))
+    assert str(caught.value) == f"{file} is not a Release (name: Field required): publish again."
+    file.write_text('{"uri": 3}')
+    with pytest.raises(CorruptArtifactError, match="is not a pointer to a Release"):
+        load_release(str(file))
