@@ -22,12 +22,18 @@ from llmrec_ray.train.inputs import LateFusion, build_module
 from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.stopping import EarlyStopping
 from llmrec_ray.train.validation import validate
-from llmrec_ray.train.workers import Workers
 from tests.boards import board_recipe
-from tests.train_boards import Recorder, deterministic_recipe, inputs_of_board, train_here, train_in_processes
+from tests.train_boards import (
+    ALONE,
+    Recorder,
+    deterministic_recipe,
+    inputs_of_board,
+    train_here,
+    train_in_processes,
+)
 
 SAME = 2e-5
-INVARIANT = "ncf.join.bias"  # softmax does not feel it: its gradient is rounding, which AdamW scales to a step
+INVARIANT = "ncf.join.bias"  # softmax does not feel it: its gradient is rounding, which AdamW scales up
 
 
 def plain(**train: object):
@@ -61,14 +67,14 @@ def test_biases_and_norms_are_not_decayed_and_every_parameter_is_trained_once():
 def test_one_process_learns_the_board():
     recorder = Recorder()
     recipe = board_recipe(Path("/nowhere"), train={"sharding": "none", "num_workers": 1, "epochs": 12})
-    state = train_epochs(recipe, inputs_of_board(), Workers(), recorder)
+    state = train_epochs(recipe, inputs_of_board(), ALONE, recorder)
     assert state.stopping.best > 0.3, recorder.epochs
     assert recorder.losses[-1] < recorder.losses[0]
 
 
 def test_training_stops_when_validation_does_not_improve():
     recorder = Recorder()
-    state = train_epochs(plain(epochs=40, patience=2, learning_rate=1e-9), inputs_of_board(), Workers(), recorder)
+    state = train_epochs(plain(epochs=40, patience=2, learning_rate=1e-9), inputs_of_board(), ALONE, recorder)
     assert state.epoch == len(recorder.epochs) == state.stopping.best_epoch + 2
 
 
@@ -119,7 +125,7 @@ def test_validation_ranks_the_whole_catalogue_minus_what_the_user_has_seen():
     scores = mask_seen(user_matrix(module.model, catalogue, inputs.histories) @ catalogue.T, inputs.histories)
     ranks = target_ranks(scores, inputs.targets)
     for batch_users in (7, 1000):
-        measured = validate(module, inputs, Workers(), batch_users)
+        measured = validate(module, inputs, ALONE, batch_users)
         assert measured["ndcg@10"] == pytest.approx(ndcg(ranks, 10))
         assert measured["hr@10"] == pytest.approx((ranks <= 10).mean())
     assert module.training
@@ -131,7 +137,7 @@ def test_validation_reports_the_late_fused_ranking(weight, expected):
     perfect = np.zeros((len(inputs.histories), inputs.n_items), np.float32)
     perfect[np.arange(len(perfect)), inputs.targets] = 5.0
     module = build_module(recipe, inputs, inputs.windows(recipe))
-    measured = validate(module, replace(inputs, late=LateFusion(perfect, weight)), Workers(), 9)
+    measured = validate(module, replace(inputs, late=LateFusion(perfect, weight)), ALONE, 9)
     assert measured["late_ndcg@10"] == pytest.approx(measured["ndcg@10"] if expected is None else expected)
 
 

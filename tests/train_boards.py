@@ -20,6 +20,8 @@ from llmrec_ray.types import FloatArray, Histories
 from tests.boards import COLOURS, board_recipe
 
 N_USERS, N_ITEMS, TEXT_SIZE = 40, 40, 12
+ALONE = Workers(local_world_size=64)
+"""One process with one thread: matrices are tiny, and threads wait for each other on a busy machine."""
 
 
 def inputs_of_board(*, seed: int = 0) -> TrainingInputs:
@@ -47,7 +49,7 @@ def board_texts() -> list[str]:
 
 
 def deterministic_recipe(**train: object) -> Recipe:
-    """The board's recipe without dropout of activations, so that the split over workers changes rounding only."""
+    """The board's recipe without dropout, so that the split over workers changes rounding only."""
     return board_recipe(Path("/nowhere"), model={"dropout": 0.0}, train={"epochs": 3, **train})
 
 
@@ -73,7 +75,7 @@ class Recorder:
 def train_here(recipe: Recipe, folder: Path | None = None, resume_from: Path | None = None) -> list[float]:
     """Losses per epoch of one plain process."""
     recorder = Recorder(folder)
-    train_epochs(recipe, inputs_of_board(), Workers(), recorder, resume_from)
+    train_epochs(recipe, inputs_of_board(), ALONE, recorder, resume_from)
     return recorder.losses
 
 
@@ -88,8 +90,11 @@ def train_in_processes(n: int, recipe: Recipe, folder: Path, resume_from: Path |
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }
     processes = [
-        subprocess.Popen([sys.executable, "-m", "tests.train_boards", job], stdout=subprocess.PIPE, text=True,
-                         stderr=subprocess.STDOUT, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train_boards", job], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(n)
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]

@@ -34,10 +34,10 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def progress_bar(epochs: int) -> Iterator[ReportToDriver]:
+def progress_bar(epochs: int, *, shown: bool = True) -> Iterator[ReportToDriver]:
     """A bar over epochs on stderr for the length of the block; the callback feeds it."""
     channel = Queue(actor_options={"num_cpus": 0})
-    reader = threading.Thread(target=_show, args=(channel, epochs), daemon=True)
+    reader = threading.Thread(target=_show, args=(channel, epochs, shown), daemon=True)
     reader.start()
     try:
         yield ReportToDriver(channel)
@@ -48,8 +48,9 @@ def progress_bar(epochs: int) -> Iterator[ReportToDriver]:
             channel.shutdown()
 
 
-def _show(channel: Queue, epochs: int) -> None:
-    with contextlib.suppress(ray.exceptions.RayError), tqdm(total=epochs, desc="train", unit="epoch") as bar:
+def _show(channel: Queue, epochs: int, shown: bool) -> None:
+    bar = tqdm(total=epochs, desc="train", unit="epoch", disable=not shown)
+    with contextlib.suppress(ray.exceptions.RayError), bar:
         while (message := channel.get()) is not None:
             if "epoch" in message:
                 bar.update(int(message["epoch"]) - bar.n)

@@ -65,6 +65,7 @@ def run_training(
     data_id: str = "",
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    show_progress: bool = True,
 ) -> TrainedModel:
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
@@ -77,7 +78,7 @@ def run_training(
     _check_cluster(recipe)
     _open_run(run_dir, _identity(recipe, inputs, data_id), resume=resume)
     started = time.perf_counter()
-    with progress_bar(recipe.train.epochs) as reporter:
+    with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, [reporter, *callbacks])
     if result.return_value is not None:
         raise TrainingError(result.return_value)
@@ -92,6 +93,8 @@ def _fit(
     recipe: Recipe, inputs: TrainingInputs, run_dir: str, callbacks: list[ray.train.UserCallback]
 ) -> ray.train.Result:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)  # a report waits for the next poll
+    if not _has_dashboard():  # a private Ray: nobody announces that its machine will be taken away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     train = recipe.train
     trainer = _Trainer(
         train_worker,
@@ -130,7 +133,8 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _has_dashboard() -> bool:
-    return bool(ray.init(ignore_reinit_error=True, logging_level=logging.WARNING).dashboard_url)
+    address = ray.get_runtime_context().gcs_address
+    return bool(ray.init(address, ignore_reinit_error=True, logging_level=logging.WARNING).dashboard_url)
 
 
 def _best(result: ray.train.Result, seconds: float) -> TrainedModel:

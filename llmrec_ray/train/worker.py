@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     An error for people is returned rather than raised: Ray Train would restart the workers to meet it again.
     All workers meet it alike, since it follows from what they share.
     """
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    _hush()
     recipe = Recipe.model_validate_json(config["recipe"])
     inputs = ray.get(config["inputs"])
     try:
@@ -38,6 +39,14 @@ def train_worker(config: dict[str, Any]) -> str | None:
     except LlmrecError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _hush() -> None:
+    """Silence a line per report, whose logger is named by its file and so escapes Ray Train's log level, and
+    a deprecation that concerns DeepSpeed's authors."""
+    reporter = Path(ray.train.__file__).parent / "v2" / "_internal" / "execution" / "context.py"
+    logging.getLogger(str(reporter)).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
 
 
 def _workers() -> Workers:
