@@ -65,7 +65,8 @@ def measure(recipe: Recipe, seeds: list[int]) -> dict[str, Any]:
         "seeds": seeds,
         "model": {name: _spread([table["model"][name] for table in tables]) for name in ("ndcg@10", "hr@10")},
         "signals": {
-            signal: _spread([table["signals"][signal]["ndcg@10"] for table in tables]) for signal in tables[0]["signals"]
+            signal: _spread([table["signals"][signal]["ndcg@10"] for table in tables])
+            for signal in tables[0]["signals"]
         },
         "baselines": {name: metrics["ndcg@10"] for name, metrics in tables[0]["baselines"].items()},
         "seconds": {name: round(statistics.mean(values), 2) for name, values in seconds.items()},

@@ -16,6 +16,8 @@ from llmrec_ray.errors import ClusterError
 
 __all__ = ["SERVE_FLAGS", "connected", "set_serve_flags"]
 
+logger = logging.getLogger(__name__)
+
 SERVE_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -25,6 +27,7 @@ LOCAL_FLAGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
 }
 MIN_CPUS = 4
+CHATTY = ("ray.data", "ray.serve", "ray.train", "ray.tune")
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
 }
@@ -42,30 +45,39 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
     Uses the connection that exists; else joins the cluster that RAY_ADDRESS names (as `ray job submit` sets it);
     else starts a private Ray on this machine with `num_cpus` logical CPUs, by default its cores and at least
     four, since waiting actors hold a logical CPU too. Leaves when the block ends, unless Ray was connected
-    before. Raises ClusterError when the cluster does not answer.
+    before. Without debug logging the processes' own logs stay in Ray's log folder; errors come back as exceptions.
+    Raises ClusterError when the cluster does not answer.
     """
     if ray.is_initialized():
         yield
         return
     set_serve_flags()
     address = os.environ.get("RAY_ADDRESS")
+    verbose = logger.isEnabledFor(logging.DEBUG)
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose)
         else:
             _set_defaults(LOCAL_FLAGS)
             ray.init(
                 address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1),
-                include_dashboard=dashboard, logging_level=logging.WARNING, configure_logging=True,
+                include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=verbose,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"Could not reach or start {where}: {error}. Check `ray status`, or unset RAY_ADDRESS "
                            "to start a private Ray.") from error
+    if not verbose:
+        _quieten()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten() -> None:
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _set_defaults(variables: Mapping[str, str]) -> None:

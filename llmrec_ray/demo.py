@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -100,15 +101,17 @@ def _show_requests(endpoint: Endpoint, dataset: Dataset) -> None:
     """A known user, an anonymous history, a query, and what one click changes."""
     histories = dataset.histories("test")
     known = dataset.users.id(0)
-    history = dataset.items.ids(histories[1][-3:])
+    rows = histories[1][-3:].tolist()
+    history, titles = dataset.items.ids(rows), [dataset.item_titles[row] for row in rows]
     ask = _Client(endpoint)
     before = ask.recommend(f"User {known}", {"user_id": known, "k": 5})
-    ask.recommend(f"Somebody who just saw {' · '.join(history)}", {"history": history, "k": 5})
+    ask.recommend(f"Somebody who just saw {' · '.join(titles)}", {"history": history, "k": 5})
     ask.recommend("A newcomer asking for “a space adventure for children”",
                   {"user_id": "newcomer", "query": "a space adventure for children", "k": 5})
-    clicked = before["items"][0]["item_id"]
-    ask.post("/v1/events", {"events": [{"user_id": known, "item_id": clicked, "event": "click"}]})
-    ask.recommend(f"User {known} after a click on {clicked}", {"user_id": known, "k": 5})
+    clicked, title = before["items"][0]["item_id"], before["items"][0]["title"]
+    event = {"event_id": uuid.uuid4().hex, "user_id": known, "item_id": clicked, "event": "click"}
+    ask.post("/v1/events", {"events": [event]})
+    ask.recommend(f"User {known} after a click on {title}", {"user_id": known, "k": 5})
 
 
 class _Client:

@@ -54,7 +54,9 @@ def ray_for(recipe: Recipe, *, dashboard: bool = False) -> AbstractContextManage
 def fetch_stage(recipe: Recipe) -> Path:
     """Bring the recipe's public data set into the workspace. Raises ConfigError when it names none."""
     if recipe.data.fetch is None:
-        raise ConfigError(f"The recipe {recipe.name} names no public data set in data.fetch, so there is nothing to fetch.")
+        raise ConfigError(
+            f"The recipe {recipe.name} names no public data set in data.fetch, so there is nothing to fetch."
+        )
     folder = fetch(recipe.data.fetch, _raw_folder(recipe))
     logger.info("%s is in %s", recipe.data.fetch, folder)
     return folder

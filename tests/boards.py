@@ -51,7 +51,9 @@ def board_recipe(folder: Path, **sections: dict) -> Recipe:
         },
         "encoder": {"max_tokens": 16},
         "model": {"embedding_size": 16, "history_length": 10, "ncf_hidden": [16]},
-        "train": {"epochs": 8, "patience": 8, "batch_size": 16, "negatives": 32, "warmup_steps": 4, "learning_rate": 0.01},
+        "train": {
+            "epochs": 8, "patience": 8, "batch_size": 16, "negatives": 32, "warmup_steps": 4, "learning_rate": 0.01,
+        },
         "retrieval": {"candidates": {"neural": 20, "item_item": 20, "popularity": 10}},
         "evaluate": {"baselines": ["popularity", "ease_recency"]},
     }

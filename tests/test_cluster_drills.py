@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from tests.test_end_to_end import free_port, post
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 
+RAY = str(Path(sys.executable).parent / "ray")
 LLMREC = [sys.executable, "-m", "llmrec_ray"]
 
 
@@ -38,10 +40,9 @@ def head():
     port, dashboard = free_port(), free_port()
     environment = os.environ | SERVE_FLAGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
     command = [
-        "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6",
+        RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6",
         f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats",
     ]
-    command[0] = os.path.join(os.path.dirname(sys.executable), "ray")
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version", process)
@@ -71,11 +72,10 @@ def test_ray_job_submit_runs_the_packaged_recipes_training_on_a_running_cluster(
     workspace = f"workspace={tmp_path / 'work'}"
     for verb in (["data", "fetch", "movielens-100k"], ["ingest", "--recipe", "movielens-100k"]):
         subprocess.run([*LLMREC, *verb, workspace], check=True)
-    ray = os.path.join(os.path.dirname(sys.executable), "ray")
     job = [sys.executable, "-m", "llmrec_ray", "train", "--recipe", "movielens-100k", "--json", workspace,
            "train.epochs=1"]
     submitted = subprocess.run(
-        [ray, "job", "submit", "--address", dashboard, "--", *job], env=environment, capture_output=True, text=True
+        [RAY, "job", "submit", "--address", dashboard, "--", *job], env=environment, capture_output=True, text=True
     )
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
     result = next(json.loads(line) for line in submitted.stdout.splitlines() if line.startswith('{"uri"'))
@@ -107,7 +107,8 @@ stages.publish_stage(recipe)
 with stages.serve_stage(recipe) as endpoint:
     answer = post(f"{endpoint.url}/v1/recommend", endpoint.api_key, {"user_id": "u001", "k": 5})
     from ray.util.state import list_actors
-    nodes = {a.node_id for a in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if "ServeReplica" in a.class_name}
+    alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    nodes = {actor.node_id for actor in alive if "ServeReplica" in actor.class_name}
     sys.stdout.write(f"items {len(answer['items'])} nodes {len(nodes)}\\n")
 ray.shutdown()
 cluster.shutdown()

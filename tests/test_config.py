@@ -11,7 +11,7 @@ from llmrec_ray.errors import ConfigError
 
 
 def refusal(*overrides: str, **kwargs: object) -> str:
-    arguments: dict = {"name": "movielens-100k"} if not kwargs else kwargs
+    arguments: dict = kwargs or {"name": "movielens-100k"}
     with pytest.raises(ConfigError) as caught:
         load_recipe(**arguments, overrides=overrides)
     return str(caught.value)
