@@ -14,7 +14,7 @@ from pathlib import Path
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.cluster import connected
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.data import Dataset, fetch, ingest
 from llmrec_ray.embed import embed
 from llmrec_ray.errors import ConfigError, DataError
@@ -23,7 +23,8 @@ from llmrec_ray.index import Index, build_index
 from llmrec_ray.recommend import Pipeline, Request, Response
 from llmrec_ray.release import Release, current_uri, load_release, publish, rollback
 from llmrec_ray.serve import Endpoint, start
-from llmrec_ray.train import train_bundle
+from llmrec_ray.train import TextSpace, train_bundle
+from llmrec_ray.tune import best_overrides, tune
 from llmrec_ray.types import FloatArray
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "rollback_stage",
     "serve_stage",
     "train_stage",
+    "tune_stage",
+    "tuned_recipe",
 ]
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,29 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
     dataset = open_dataset(recipe, dataset_uri)
     with ray_for(recipe):
         return embed(dataset.item_texts, recipe.encoder, _workspace(recipe))
+
+
+def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:
+    """A Dataset -> a Campaign: trials over learning rate and fusion weight, and the winner."""
+    dataset = open_dataset(recipe, dataset_uri)
+    with ray_for(recipe):
+        text = None if recipe.data.items is None else TextSpace.of(embed_stage(recipe, dataset.uri))
+        vectors, center = (None, None) if text is None else (text.vectors, text.center)
+        campaign = tune(recipe, dataset, vectors, center, _workspace(recipe))
+    metrics = campaign.manifest.metrics
+    logger.info("campaign %s: best of %d trials has validation %s %.4f with %s", campaign.id, metrics["trials"],
+                metrics["metric"], metrics["best"]["value"], ", ".join(best_overrides(campaign)))
+    return campaign
+
+
+def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
+    """The recipe with the winner's training settings.
+
+    The winner's fusion weight is left out: training searches the weights of all signals, of which the
+    campaign's two are a part.
+    """
+    settings = [override for override in best_overrides(campaign) if override.startswith("train.")]
+    return override_recipe(recipe, settings)
 
 
 def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from llmrec_ray.config import Recipe
-from llmrec_ray.config.load import validate_recipe
+from llmrec_ray.config import Recipe, validate_recipe
 
 COLOURS = ("black", "white")
 

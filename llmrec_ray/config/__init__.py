@@ -1,6 +1,6 @@
 """Recipes: YAML files and dotted overrides, validated in milliseconds without torch or ray."""
 
-from llmrec_ray.config.load import load_recipe, recipe_names
+from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.schema import (
     AppConfig,
     BaselineName,
@@ -48,5 +48,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "load_recipe",
+    "override_recipe",
     "recipe_names",
+    "validate_recipe",
 ]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from llmrec_ray.config.schema import Recipe
 from llmrec_ray.errors import ConfigError
 
-__all__ = ["load_recipe", "recipe_names"]
+__all__ = ["load_recipe", "override_recipe", "recipe_names", "validate_recipe"]
 
 
 def recipe_names() -> list[str]:
@@ -35,6 +35,14 @@ def load_recipe(
     for override in overrides:
         _apply(tree, override)
     return validate_recipe(tree, origin)
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with dotted overrides applied and everything validated again. Raises ConfigError."""
+    tree = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return validate_recipe(tree, f"recipe {recipe.name}")
 
 
 def validate_recipe(tree: dict[str, Any], origin: str) -> Recipe:
