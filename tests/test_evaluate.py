@@ -49,7 +49,7 @@ def evaluation(recipe, parts, workspace) -> Evaluation:
 
 @pytest.fixture
 def log(caplog):
-    """What the package tells people, also after a test has run the command line and set logging up its way."""
+    """What the package tells people, also after a test ran the command line."""
     logger = logging.getLogger("llmrec_ray")
     level = logger.level
     logger.addHandler(caplog.handler)
