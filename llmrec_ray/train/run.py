@@ -81,7 +81,7 @@ def run_training(
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, [reporter, *callbacks])
     if result.return_value is not None:
-        raise TrainingError(result.return_value)
+        raise result.return_value
     trained = _best(result, time.perf_counter() - started)
     best = trained.epochs[trained.best_epoch - 1][SELECTION]
     logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d",

@@ -20,11 +20,11 @@ from llmrec_ray.train.workers import Workers
 __all__ = ["train_worker"]
 
 
-def train_worker(config: dict[str, Any]) -> str | None:
-    """Run the loop; None when all went well, else a message for people.
+def train_worker(config: dict[str, Any]) -> LlmrecError | None:
+    """Run the loop; None when all went well, else the error for people.
 
-    An error for people is returned rather than raised: Ray Train would restart the workers to meet it again.
-    All workers meet it alike, since it follows from what they share.
+    Such an error is returned rather than raised: Ray Train would restart the workers to meet it again. All
+    workers meet it alike, since it follows from what they share.
     """
     _hush()
     recipe = Recipe.model_validate_json(config["recipe"])
@@ -37,7 +37,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
             with checkpoint.as_directory() as folder:
                 train_epochs(recipe, inputs, _workers(), _report, Path(folder))
     except LlmrecError as error:
-        return f"{type(error).__name__}: {error}"
+        return error
     return None
 
 
