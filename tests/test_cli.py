@@ -56,6 +56,12 @@ def test_serving_without_a_release_names_publish(capsys, board_file, tmp_path, v
     assert f"There is no Release at {tmp_path / 'work'}/releases/current.json: run `llmrec publish` first." in message
 
 
+def test_fetch_takes_the_recipe_of_the_data_sets_name_and_overrides(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmrec_ray.stages.fetch", lambda name, folder: folder / name)
+    assert run(["data", "fetch", "movielens-100k", f"workspace={tmp_path}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"raw": str(tmp_path / "raw" / "movielens-100k")}
+
+
 def test_fetch_for_a_recipe_that_names_no_public_data_set_is_refused(capsys, board_file):
     status, message = failure(capsys, "data", "fetch", "movielens-100k", "--config", str(board_file))
     assert status == 2

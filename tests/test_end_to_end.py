@@ -1,6 +1,7 @@
 """The whole path on small data: real DeepSpeed processes, real HTTP, and the answer a person would get."""
 
 import json
+import signal
 import socket
 import urllib.request
 
@@ -63,6 +64,10 @@ def test_a_model_tuned_by_two_processes_under_zero2_answers_over_http(tuned):
         assert len(asked["items"]) == 5
         assert asked["timings_ms"]["encode"] > 0
         assert answer["degraded"] == asked["degraded"] == []
+
+
+def test_training_leaves_the_meaning_of_ctrl_c_as_it_was(tuned):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_checkerboard_is_learnt_from_files_to_evaluation(board_folder, tiny_encoder, tmp_path, ray_session):

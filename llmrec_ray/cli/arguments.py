@@ -17,10 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llmrec_ray {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    shared = _shared_options()
 
     def verb(name: str, summary: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(name, help=summary, description=summary, parents=[shared])
+        return _with_shared_options(verbs.add_parser(name, help=summary, description=summary))
 
     demo = verb("demo", "Run every stage in order on the recipe's data, then serve.")
     demo.add_argument("--no-serve", action="store_true", help="stop after evaluation and publishing")
@@ -29,8 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="Public data sets.", description="Public data sets.")
     data_verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     summary = "Fetch a public data set into a recipe's workspace (by default the recipe of the same name)."
-    fetch = data_verbs.add_parser("fetch", help=summary, description=summary, parents=[_shared_options(required=False)])
+    fetch = data_verbs.add_parser("fetch", help=summary, description=summary)
     fetch.add_argument("dataset", choices=["movielens-100k"], help="name of the data set")
+    _with_shared_options(fetch, recipe_required=False)
     fetch.set_defaults(verb="data fetch")
 
     verb("ingest", "Behaviour logs and item texts -> a Dataset.")
@@ -55,15 +55,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared_options(*, required: bool = True) -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    source = shared.add_mutually_exclusive_group(required=required)
+def _with_shared_options(
+    parser: argparse.ArgumentParser, *, recipe_required: bool = True
+) -> argparse.ArgumentParser:
+    source = parser.add_mutually_exclusive_group(required=recipe_required)
     source.add_argument("--recipe", metavar="NAME", help=f"a packaged recipe: {', '.join(recipe_names())}")
     source.add_argument("--config", metavar="FILE", help="a recipe file of your own")
-    shared.add_argument("--json", action="store_true", help="end stdout with one JSON object")
-    shared.add_argument("--verbose", action="store_true", help="log details and tracebacks")
-    shared.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one key of the recipe")
-    return shared
+    parser.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="log details, tracebacks and Ray's own messages")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one key of the recipe")
+    return parser
 
 
 def _artifact_options(parser: argparse.ArgumentParser, *kinds: str) -> None:

@@ -6,13 +6,16 @@ trained on what, so that only the same run is resumed. It knows no Bundle.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -115,12 +118,31 @@ def _fit(
         ),
     )
     try:
-        return trainer.fit()
+        with _interruptible():
+            return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"Training failed after {train.max_failures} restarts (train.max_failures): "
             f"{str(error).strip().splitlines()[-1]}. What was done is kept: go on with --resume."
         ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stops training as KeyboardInterrupt, and means what it meant before once training is over.
+
+    Ray Train 2.60 replaces the handler of SIGINT, ends the process with status 0, and does not put it back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
