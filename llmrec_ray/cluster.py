@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 
 import ray
@@ -26,10 +27,12 @@ LOCAL_FLAGS = {
     # A replica waits this long for load balancers to forget it; on one machine the only one is gone by then.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
 }
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 MIN_CPUS = 4
 CHATTY = ("ray.data", "ray.serve", "ray.train", "ray.tune")
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # its progress lines; our own bars say the same
 }
 
 
@@ -58,7 +61,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose)
         else:
-            _set_defaults(LOCAL_FLAGS)
+            _set_defaults(LOCAL_FLAGS | _free_ports(HAPROXY_PORTS))
             ray.init(
                 address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1),
                 include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=verbose,
@@ -83,3 +86,19 @@ def _quieten() -> None:
 def _set_defaults(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def _free_ports(wanted: Mapping[str, int]) -> dict[str, str]:
+    """Another port for each that is taken, so that the proxies of two private Rays can share a machine."""
+    return {name: str(port if _is_free(port) else _any_free_port()) for name, port in wanted.items()}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _any_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from llmrec_ray.artifact import cache_folder
 from llmrec_ray.errors import ModelSourceError
 
-__all__ = ["cache_folder", "resolve_model"]
+__all__ = ["resolve_model"]
 
 HUB_TIMEOUT_S = 5.0
 INDEX_TIMEOUT_S = 600
@@ -48,11 +48,6 @@ def resolve_model(name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         return target if target.is_dir() else _fetch(name, target)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `LLMREC_CACHE`, or `~/.cache/llmrec_ray`."""
-    return Path(os.environ.get("LLMREC_CACHE", Path.home() / ".cache" / "llmrec_ray"))
 
 
 def _checked_folder(folder: Path, name: str) -> Path:
