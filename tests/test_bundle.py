@@ -1,0 +1,108 @@
+"""Bundles: what is written scores as it did, holds no pickle, and refuses damage by name."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact
+from llmrec_ray.bundle import Bundle
+from llmrec_ray.data import Dataset, ingest
+from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
+from llmrec_ray.types import Histories
+from tests.tiny_release import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_recipe, tmp_path_factory) -> Dataset:
+    workspace = Workspace(str(tmp_path_factory.mktemp("bundle_data")))
+    return Dataset(ingest(tiny_recipe, Path(), workspace, use_ray=False))
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_recipe, dataset, tmp_path_factory) -> Artifact:
+    return write_tiny_bundle(tiny_recipe, dataset, str(tmp_path_factory.mktemp("bundles")))
+
+
+@pytest.fixture
+def copied(artifact, tmp_path) -> Path:
+    folder = tmp_path / artifact.path.name
+    shutil.copytree(artifact.path, folder)
+    return folder
+
+
+def test_scores_of_candidates_equal_those_of_the_whole_catalogue(artifact, dataset):
+    bundle = Bundle.open(artifact.uri)
+    histories = dataset.histories("train").select(slice(0, 5))
+    rows = np.tile(np.array([7, 0, 39, -1]), (5, 1))
+    everything, some = bundle.score_all(histories), bundle.score_items(histories, rows)
+    assert everything.keys() == some.keys() == set(bundle.signal_names)
+    for name, scores in some.items():
+        np.testing.assert_allclose(scores[:, :3], everything[name][:, rows[0, :3]], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert np.isnan(scores[:, 3]).all(), name
+
+
+def test_the_neural_score_is_the_dot_product_of_user_and_item_vectors(artifact, dataset):
+    bundle = Bundle.open(artifact.uri)
+    histories = dataset.histories("train").select(slice(0, 3))
+    users = bundle.user_vectors(histories)
+    assert users.shape == (3, bundle.item_vectors.shape[1])
+    assert (users[:, -1] == 1).all()
+    np.testing.assert_allclose(bundle.score_all(histories)["neural"], users @ bundle.item_vectors.T, rtol=1e-5)
+
+
+def test_a_text_replaces_the_history_in_the_text_signal_and_steers_the_user_vector(artifact):
+    bundle = Bundle.open(artifact.uri)
+    histories = Histories.from_lists([[0, 2], [0, 2]])
+    text = np.stack([bundle.text_vectors[1], np.zeros_like(bundle.text_vectors[1])])
+    scores = bundle.score_all(histories, text)
+    assert scores["text"][0].argmax() == 1
+    np.testing.assert_array_equal(scores["text"][1], bundle.score_all(histories)["text"][1])
+    users = bundle.user_vectors(histories, text)
+    assert not np.allclose(users[0], users[1])
+
+
+def test_a_bundle_holds_no_pickle(artifact):
+    suffixes = {path.suffix for path in artifact.path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".parquet", ".safetensors"}
+    for path in artifact.path.rglob("*"):
+        assert not path.is_file() or not path.read_bytes().startswith(b"\x80")
+
+
+def test_the_same_parts_give_the_same_id(artifact, tiny_recipe, dataset, tmp_path):
+    assert write_tiny_bundle(tiny_recipe, dataset, str(tmp_path)).id == artifact.id
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "arrays.safetensors", "policy.json", "encoder/model.safetensors"]
+)
+def test_a_changed_file_is_refused_by_name(copied, name):
+    payload = bytearray((copied / name).read_bytes())
+    payload[-3] ^= 1
+    (copied / name).write_bytes(payload)
+    with pytest.raises(CorruptArtifactError) as caught:
+        Bundle.open(str(copied))
+    assert str(caught.value) == (
+        f"{name} in {copied} does not match its manifest's hash: restore it from a copy or make the bundle again."
+    )
+
+
+def test_weights_of_another_shape_are_refused(copied):
+    weights = load_file(copied / "model.safetensors")
+    name = max(weights, key=lambda key: weights[key].numel())
+    save_file(weights | {name: weights[name][:-1].contiguous()}, copied / "model.safetensors")
+    with pytest.raises(ArtifactMismatchError) as caught:
+        Bundle(open_artifact(str(copied), "bundle", verify=False))
+    message = str(caught.value)
+    assert message.startswith(f"{copied / 'model.safetensors'} does not fit the recipe it was saved with (")
+    assert message.endswith("): train again with this version.")
+
+
+def test_arrays_that_cannot_be_read_are_refused(copied):
+    (copied / "arrays.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CorruptArtifactError) as caught:
+        Bundle(open_artifact(str(copied), "bundle", verify=False))
+    assert str(caught.value).startswith(f"{copied / 'arrays.safetensors'} cannot be read (")
+    assert str(caught.value).endswith("): restore it or train again.")
