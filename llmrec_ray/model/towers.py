@@ -109,7 +109,10 @@ class UserTower(nn.Module):
 
 
 class NcfHead(nn.Module):
-    """NeuMF (He et al. 2017): an elementwise product and an MLP over user and item, joined linearly."""
+    """NeuMF (He et al. 2017): an elementwise product and an MLP over user and item, joined linearly.
+
+    No bias at the end: a softmax over candidates cannot see it.
+    """
 
     def __init__(self, size: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class NcfHead(nn.Module):
         widths = [first, *rest]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.product = nn.Linear(size, 1, bias=False)
-        self.join = nn.Linear(widths[-1], 1)
+        self.join = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
         """[B, C] scores; `item_BCD` may be [1, C, D] when all users share the candidates."""
