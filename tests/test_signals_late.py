@@ -118,6 +118,19 @@ def test_weight_search_gives_the_same_weights_whatever_the_order_of_signals():
     assert search_weights(turned, targets, NOBODY_SAW, calibration) == first
 
 
+def test_weight_search_leaves_out_signals_that_hardly_count():
+    scores, targets = scores_and_targets()
+    found = search_weights(scores, targets, NOBODY_SAW, Calibration.fit(scores))
+    assert min(found.weights.values()) >= 0.05
+
+
+def test_weight_search_works_for_a_single_user():
+    scores, targets = scores_and_targets()
+    one = {name: raw[:1] for name, raw in scores.items()}
+    found = search_weights(one, targets[:1], Histories.from_lists([[]]), Calibration.fit(one))
+    assert sum(found.weights.values()) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_weight_search_of_one_signal_gives_it_everything():
     scores, targets = scores_and_targets()
     one = {"neural": scores["neural"]}
