@@ -29,10 +29,14 @@ LOCAL_FLAGS = {
 }
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 MIN_CPUS = 4
-CHATTY = ("ray.data", "ray.serve", "ray.train", "ray.tune")
+QUIET_LOGGERS = {
+    "ray.data": logging.ERROR,  # it warns that its progress bars are off; ours say the same
+    "ray.serve": logging.WARNING,
+    "ray.train": logging.WARNING,
+    "ray.tune": logging.WARNING,
+}
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # its progress lines; our own bars say the same
 }
 
 
@@ -79,8 +83,8 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
 
 
 def _quieten() -> None:
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _set_defaults(variables: Mapping[str, str]) -> None:
