@@ -51,6 +51,18 @@ def test_a_stopped_run_resumes_with_one_worker_where_two_began(tmp_path):
     one = deterministic_recipe(sharding="none", num_workers=1, epochs=4)
     trained = run_training(one, inputs_of_board(), run, resume=True)
     assert [epoch["loss"] for epoch in trained.epochs] == pytest.approx(whole, rel=2e-5)
+    again = run_training(one, inputs_of_board(), run, resume=True)
+    assert (again.epochs, again.best_epoch) == (trained.epochs, trained.best_epoch), "it was finished"
+
+
+def test_ctrl_c_stops_training_as_an_interrupt_and_keeps_its_meaning(tmp_path):
+    recipe = deterministic_recipe(sharding="none", num_workers=1, epochs=200, patience=200)
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=_interrupt_after_a_checkpoint, args=(tmp_path / "run",), daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_training(recipe, inputs_of_board(), str(tmp_path / "run"))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list((tmp_path / "run").glob("checkpoint_2*"))
 
 
 def test_top_layers_of_the_encoder_train_under_zero2(tmp_path, tiny_encoder):
@@ -113,6 +125,12 @@ def test_training_survives_a_killed_worker_as_if_nothing_had_happened(tmp_path):
 
 def _holds(weights: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor]) -> bool:
     return all(weights[f"model.{name}"].equal(value) for name, value in model_state.items())
+
+
+def _interrupt_after_a_checkpoint(run: Path) -> None:
+    while not list(run.glob("checkpoint_2*")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 class _StopAfter:
