@@ -207,7 +207,7 @@ def test_an_empty_result_after_filtering_is_an_empty_list_with_a_note(pipeline):
 
 
 def test_a_filter_matches_a_whole_value_one_of_its_words_or_a_number(parts, tiny_release):
-    dataset, bundle, index = parts
+    _, bundle, index = parts
     genres = ["Action Comedy", "Comedy", "Space Opera", None]
     attributes = pl.DataFrame({
         "genres": [genres[row % 4] for row in range(N_ITEMS)],
@@ -324,7 +324,7 @@ def test_rows_of_another_release_are_refused_by_every_stage(parts, pipeline):
     dataset, bundle, index = parts
     other = Pipeline(dataset, bundle, index, release_id="next")
     batch = other.resolver.resolve([Request(user_id="u001")], {})
-    with pytest.raises(ArtifactMismatchError, match="made for release next, but this stage holds .*send the request"):
+    with pytest.raises(ArtifactMismatchError, match=r"for release next, but this stage holds .*send the request"):
         pipeline.retriever.retrieve(batch, None)
     with pytest.raises(ArtifactMismatchError, match="made for release next"):
         pipeline.reranker.rerank(batch, other.retriever.retrieve(batch, None))

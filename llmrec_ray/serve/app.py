@@ -1,6 +1,7 @@
-"""From arguments to the Serve application: Ingress, Encoder, Retriever, Reranker, each scaling alone."""
+"""From arguments to the Serve application: Ingress, Encoder, Retriever, Reranker, each scaling alone.
 
-from __future__ import annotations
+No `from __future__ import annotations` here or in `ingress`: Serve and FastAPI read the types of signatures.
+"""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The HTTP side: authorises, resolves ids, calls the stages in order, keeps feedback. Holds no vectors.
 
 A request without text never touches the Encoder, and what one stage returns goes to the next without being
-waited for here.
+waited for here. Serve copies the class the moment it is decorated, so whatever it calls must stand above it.
 """
 
 import asyncio
@@ -31,7 +31,13 @@ from llmrec_ray.recommend import (
 )
 from llmrec_ray.release import Release
 from llmrec_ray.serve.args import ServeArgs, key_matches
-from llmrec_ray.serve.problems import Problem, UnauthorizedError, UnavailableError, add_problem_handlers
+from llmrec_ray.serve.problems import (
+    Problem,
+    UnauthorizedError,
+    UnavailableError,
+    add_problem_handlers,
+    unavailable,
+)
 
 __all__ = ["Ingress", "app"]
 
@@ -123,7 +129,7 @@ class Ingress:
         try:
             rows, scores = await self._retriever.similar.remote(np.array([row]), k)
         except Exception as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         return SimilarResponse(
             item_id=item_id,
             items=self._resolver.similar_items(rows[0], scores[0]),
@@ -160,7 +166,7 @@ class Ingress:
         try:
             held = await asyncio.gather(*(stage.held_release.remote() for stage in stages))
         except Exception as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         if set(held) != {self._release.id}:
             raise UnavailableError(f"The stages hold releases {sorted(set(held))}, not {self._release.id}.")
         return Status(status="ready", release=self._release.id)
@@ -181,7 +187,7 @@ class Ingress:
         try:
             return await self._chain(batch.without_text()), ["encoder"] if batch.has_text else []
         except Exception as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     async def _chain(self, batch: RequestBatch) -> Ranked:
         encoded = None
@@ -191,8 +197,3 @@ class Ingress:
         retrieved = self._retriever.retrieve.remote(batch, encoded)
         ranked: Ranked = await self._reranker.rerank.remote(batch, retrieved)
         return ranked
-
-
-def _unavailable(error: Exception) -> UnavailableError:
-    logger.error("A stage failed", exc_info=error)
-    return UnavailableError("A stage of the endpoint did not answer: send the request again in a moment.")

@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 
 from llmrec_ray.errors import RequestError
 
-__all__ = ["Problem", "UnauthorizedError", "UnavailableError", "add_problem_handlers"]
+__all__ = ["Problem", "UnauthorizedError", "UnavailableError", "add_problem_handlers", "unavailable"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 STATUS = {
     "invalid_request": 422,
@@ -45,6 +45,12 @@ class UnavailableError(Exception):
     """A stage that the request needs did not answer."""
 
 
+def unavailable(error: Exception) -> UnavailableError:
+    """What to answer when a stage failed with `error`, which goes to the log."""
+    logger.error("A stage failed", exc_info=error)
+    return UnavailableError("A stage of the endpoint did not answer: send the request again in a moment.")
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every error in the one shape."""
     app.add_exception_handler(RequestError, _request_error)
@@ -66,13 +72,16 @@ async def _request_error(_: Request, error: Exception) -> JSONResponse:
     return _answer(error.code, str(error), error.field)
 
 
-async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where, *parts = first["loc"]
     field = ".".join(str(part) for part in parts) or str(where)
     if first["type"] == "json_invalid":
         return _answer("invalid_request", "The body is not valid JSON.", "body")
+    if field == "body" and "json" not in request.headers.get("content-type", ""):
+        message = "The body must be JSON: send the header `Content-Type: application/json`."
+        return _answer("invalid_request", message, "body")
     return _answer("invalid_request", f"{field}: {first['msg']}.", field)
 
 

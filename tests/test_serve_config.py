@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from llmrec_ray.config import AppConfig, ServeConfig
+from llmrec_ray.errors import ConfigError
+from llmrec_ray.serve import ServeArgs
+from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
+
+FILE = Path(__file__).parent.parent / "serve_config.yaml"
+ARGS = {"release_uri": "r", "events_folder": "e"}
+
+
+@pytest.fixture
+def deployed() -> dict:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+def test_the_config_file_fits_the_schema_that_serve_deploy_uses(deployed):
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(deployed)
+    assert schema.applications[0].import_path == "llmrec_ray.serve.app:build"
+
+
+def test_the_arguments_of_the_config_file_are_what_the_application_takes(deployed):
+    args = ServeArgs.model_validate(deployed["applications"][0]["args"])
+    defaults = AppConfig()
+    assert args.limits == defaults.limits
+    assert (args.ingress, args.retriever) == (defaults.ingress, defaults.retriever)
+
+
+def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_release, tmp_path, ray_session):
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from llmrec_ray.serve.app import build
+
+    file = tmp_path / "release.json"
+    file.write_text(tiny_release.model_dump_json())
+    args = {"release_uri": str(file), "events_folder": str(tmp_path), "api_key_sha256": "0" * 64}
+    application = call_user_app_builder_with_args_if_necessary(build, args)
+    ingress = application._bound_deployment
+    stages = [bound._bound_deployment for bound in ingress.init_args[3:]]
+    assert [stage.name for stage in (ingress, *stages)] == ["Ingress", "Encoder", "Retriever", "Reranker"]
+    assert all(stage._deployment_config.autoscaling_config.max_replicas == 2 for stage in (ingress, *stages))
+
+
+@pytest.mark.parametrize("wrong", [
+    {"colour": 1}, {"api_key_sha256": "plain text"}, {"ingress": {"replicas": 3}}, {"limits": {"max_k": 0}},
+])
+def test_a_wrong_argument_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        ServeArgs.model_validate(ARGS | wrong)
+
+
+def test_a_recipe_configures_everything_that_the_application_takes():
+    assert ServeConfig.model_fields.keys() - {"host", "port"} == AppConfig.model_fields.keys()
+    assert ServeArgs.model_fields.keys() - AppConfig.model_fields.keys() == {*ARGS, "api_key_sha256"}
+
+
+def test_the_key_comes_from_the_arguments_or_the_environment_and_only_its_hash_is_kept(monkeypatch):
+    monkeypatch.setenv("LLMREC_API_KEY", "from outside")
+    assert resolve_key_hash(ServeArgs(**ARGS)) == hash_key("from outside")
+    assert resolve_key_hash(ServeArgs(**ARGS, api_key_sha256=hash_key("mine"))) == hash_key("mine")
+    assert key_matches("mine", hash_key("mine"))
+    assert not key_matches("Mine", hash_key("mine"))
+
+
+def test_an_endpoint_without_a_key_is_not_built(monkeypatch):
+    monkeypatch.delenv("LLMREC_API_KEY", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        resolve_key_hash(ServeArgs(**ARGS))
+    assert str(caught.value) == (
+        "The endpoint has no API key: set api_key_sha256 in the arguments (`printf %s KEY | sha256sum`), or "
+        "LLMREC_API_KEY in the environment."
+    )
