@@ -33,7 +33,9 @@ from tests.train_boards import (
 )
 
 SAME = 2e-5
-INVARIANT = "ncf.join.bias"  # softmax does not feel it: its gradient is rounding, which AdamW scales up
+# Softmax over candidates does not feel it where a unit is active for all: its gradient is rounding, which AdamW
+# scales up.
+INVARIANT = "ncf.user.bias"
 
 
 def plain(**train: object):
@@ -83,6 +85,13 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(tmp_path):
     resumed = train_here(plain(), tmp_path / "resumed", resume_from=tmp_path / "whole" / "1")
     assert resumed == whole[1:]
     assert_same_files(tmp_path / "whole" / "3", tmp_path / "resumed" / "3", tolerance=0.0)
+
+
+def test_training_ends_after_the_epoch_in_which_it_is_told_to_stop():
+    recorder = Recorder()
+    train_epochs(plain(epochs=9, patience=9), inputs_of_board(), ALONE, recorder,
+                 told_to_stop=lambda: len(recorder.epochs) >= 2)
+    assert len(recorder.epochs) == 2
 
 
 def test_resuming_a_finished_run_trains_no_further(tmp_path):

@@ -29,9 +29,16 @@ Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
 
 
 def train_epochs(
-    recipe: Recipe, inputs: TrainingInputs, workers: Workers, report: Report, resume_from: Path | None = None
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    workers: Workers,
+    report: Report,
+    resume_from: Path | None = None,
+    told_to_stop: Callable[[], bool] = lambda: False,
 ) -> LoopState:
     """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
+
+    `told_to_stop` is asked after each epoch; when any worker hears yes, all end there.
 
     Replayable: an epoch's order, negatives and dropout follow from the seed and the epoch, so resuming from
     any epoch's checkpoint goes on as if nothing had happened. Raises TrainingError when a loss is not finite.
@@ -52,6 +59,8 @@ def train_epochs(
             "loss": loss, "train_s": trained_s, "epoch_s": time.perf_counter() - started,
         })
         report(state.epochs[-1], _checkpoint_writer(module, engine, workers, state))
+        if float(workers.sum(torch.tensor([float(told_to_stop())]))):
+            break
     return state
 
 

@@ -34,7 +34,7 @@ from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.progress import progress_bar
 from llmrec_ray.train.worker import train_worker
 
-__all__ = ["TrainedModel", "run_training"]
+__all__ = ["TrainedModel", "run_training", "stop_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ def run_training(
     return trained
 
 
+def stop_file(run_dir: str) -> str:
+    """A file whose existence ends the run in `run_dir` after its current epoch, cleanly; on a shared disk."""
+    return f"{run_dir}/stop"
+
+
 def _fit(
     recipe: Recipe, inputs: TrainingInputs, run_dir: str, callbacks: list[ray.train.UserCallback]
 ) -> ray.train.Result:
@@ -101,7 +106,9 @@ def _fit(
     train = recipe.train
     trainer = _Trainer(
         train_worker,
-        train_loop_config={"recipe": recipe.model_dump_json(), "inputs": ray.put(inputs)},
+        train_loop_config={
+            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "stop_file": stop_file(run_dir)
+        },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=_resources(recipe)
@@ -216,6 +223,7 @@ def _open_run(run_dir: str, identity: dict[str, Any], *, resume: bool) -> None:
             f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and "
             "data it was started with, or train anew without --resume."
         )
+    Path(stop_file(run_dir)).unlink(missing_ok=True)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import warnings
@@ -30,12 +31,10 @@ def train_worker(config: dict[str, Any]) -> LlmrecError | None:
     recipe = Recipe.model_validate_json(config["recipe"])
     inputs = ray.get(config["inputs"])
     try:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            train_epochs(recipe, inputs, _workers(), _report)
-        else:
-            with checkpoint.as_directory() as folder:
-                train_epochs(recipe, inputs, _workers(), _report, Path(folder))
+        with contextlib.ExitStack() as stack:
+            checkpoint = ray.train.get_checkpoint()
+            folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
+            train_epochs(recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists)
     except LlmrecError as error:
         return error
     return None

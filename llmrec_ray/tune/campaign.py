@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import ray.tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from tqdm import tqdm
 
@@ -29,6 +32,7 @@ from llmrec_ray.data import Dataset
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.signals import Ease
 from llmrec_ray.train import LateFusion, TrainingInputs, run_training
+from llmrec_ray.train.run import stop_file
 from llmrec_ray.types import FloatArray
 
 __all__ = ["best_overrides", "tune"]
@@ -36,6 +40,8 @@ __all__ = ["best_overrides", "tune"]
 logger = logging.getLogger(__name__)
 
 NEURAL, FUSED = "ndcg@10", "late_ndcg@10"
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+"""No TensorBoard files, no tables: the bar and the Campaign say it all."""
 TRIAL_RESOURCES = {"memory": 2**20}
 """A trial itself only waits for its training workers, which ask for CPUs of their own; Tune wants something."""
 
@@ -52,6 +58,8 @@ def tune(
     text_vectors [N, T] and text_center [T] as `TrainingInputs` takes them. Raises TrainingError when every
     trial failed.
     """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     inputs = TrainingInputs.of(recipe, dataset, text_vectors, text_center)
     partner = _partner_scores(recipe, dataset) if _fuses(recipe) else None
     folder = workspace.local_folder("tune")
@@ -101,19 +109,39 @@ def _run(
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             metric=NEURAL if partner is None else FUSED, mode="max", num_samples=recipe.tune.trials,
-            max_concurrent_trials=recipe.tune.max_concurrent,
-            search_alg=BasicVariantGenerator(random_state=recipe.seed), scheduler=_scheduler(recipe),
+            search_alg=BasicVariantGenerator(
+                max_concurrent=recipe.tune.max_concurrent, random_state=recipe.seed
+            ),
+            scheduler=_GentleAsha(recipe, folder),
         ),
         run_config=ray.tune.RunConfig(
-            name="campaign", storage_path=str(folder), verbose=0, callbacks=[_Progress(recipe.tune.trials)]
+            name=f"experiment-{uuid.uuid4().hex[:8]}", storage_path=str(folder), verbose=0,
+            callbacks=[JsonLoggerCallback(), _Progress(recipe.tune.trials)],
         ),
     )
     return tuner.fit()
 
 
-def _scheduler(recipe: Recipe) -> ASHAScheduler:
-    grace = min(recipe.tune.grace_epochs, recipe.tune.epochs)
-    return ASHAScheduler(time_attr="epoch", max_t=recipe.tune.epochs, reduction_factor=2, grace_period=grace)
+class _GentleAsha(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that asks a trial to end itself: a killed one leaves its workers' placement group behind."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        grace = min(recipe.tune.grace_epochs, recipe.tune.epochs)
+        super().__init__(
+            time_attr="epoch", max_t=recipe.tune.epochs, reduction_factor=2, grace_period=grace
+        )
+        self._folder = folder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """ASHA's decision, with a stop file in place of a kill."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            Path(stop_file(_run_dir(self._folder, trial.trial_id))).touch()
+        return str(TrialScheduler.CONTINUE if decision == TrialScheduler.STOP else decision)
+
+
+def _run_dir(folder: Path, trial_id: str) -> str:
+    return f"{folder}/trials/{trial_id}"
 
 
 def _trial_recipe(recipe: Recipe) -> Recipe:
@@ -133,7 +161,7 @@ def _trial(
     late = None if partner is None else LateFusion(partner, config["neural_weight"])
     run_training(
         base.model_copy(update={"train": train}), replace(inputs, late=late),
-        f"{folder}/trials/{ray.tune.get_context().get_trial_id()}",
+        _run_dir(Path(folder), ray.tune.get_context().get_trial_id()),
         callbacks=[TuneReportCallback()], show_progress=False,
     )
 
