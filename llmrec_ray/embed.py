@@ -48,7 +48,7 @@ def embed(
     known = _cached(root)
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in known}
     if missing:
-        logger.info("encoding %d of %d texts, the others are cached", len(missing), len(texts))
+        logger.info("encoding %d texts; %d of %d are cached", len(missing), len(texts) - len(missing), len(texts))
         new = list(missing.values())
         vectors = _with_ray(new, config) if use_ray else _here(new, encoder)
         _store(root, list(missing), vectors, config)

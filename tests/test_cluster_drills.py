@@ -1,5 +1,6 @@
 """Drills that need a cluster of their own: job submission, three raylets, and the demo as a stranger starts it."""
 
+import hashlib
 import json
 import os
 import signal
@@ -65,6 +66,37 @@ def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 90) -> None
         else:
             return
     pytest.fail(f"{url} did not answer within {timeout_s} s")
+
+
+def test_serve_deploy_starts_the_application_that_serve_config_yaml_describes(head, board_file, tmp_path):
+    environment, dashboard = head
+    subprocess.run([*LLMREC, "demo", "--no-serve", "--config", str(board_file)], check=True)
+    deployed = yaml.safe_load((Path(__file__).parent.parent / "serve_config.yaml").read_text())
+    port = deployed["http_options"]["port"] = free_port()
+    deployed["applications"][0]["args"] |= {
+        "release_uri": str(tmp_path / "work" / "releases" / "current.json"),
+        "events_folder": str(tmp_path / "work" / "events"),
+        "api_key_sha256": hashlib.sha256(b"a-key-for-this-test").hexdigest(),
+    }
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(deployed))
+    serve = str(Path(sys.executable).parent / "serve")
+    command = [serve, "deploy", str(tmp_path / "serve.yaml"), "--address", dashboard]
+    subprocess.run(command, env=environment, check=True)
+    answer = until_ready(f"http://127.0.0.1:{port}")
+    assert answer["release"]
+    body = post(f"http://127.0.0.1:{port}/v1/recommend", "a-key-for-this-test", {"user_id": "u000", "k": 3})
+    assert len(body["items"]) == 3
+
+
+def until_ready(url: str, timeout_s: float = 120) -> dict:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as response:
+                return json.load(response)
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} was not ready within {timeout_s} s"
+            time.sleep(0.5)
 
 
 def processes_of_session(session: int, patience_s: float = 20) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +32,6 @@ from tests.train_boards import (
 )
 
 SAME = 2e-5
-# A unit of the NeuMF head that is active for every candidate shifts all their scores alike, which a softmax does
-# not feel: what it reads from the user has a gradient of rounding, which AdamW scales up.
-INVARIANT = ("ncf.user.bias", "ncf.user.weight")
 
 
 def plain(**train: object):
@@ -104,7 +100,7 @@ def test_two_processes_train_like_one_and_their_checkpoint_fits_one(sharding, tm
     whole = train_here(plain(), tmp_path / "whole")
     two = train_in_processes(2, deterministic_recipe(sharding=sharding), tmp_path / "two")
     assert two == pytest.approx(whole, rel=SAME)
-    assert_same_files(tmp_path / "whole" / "3", tmp_path / "two" / "3", tolerance=1e-3)
+    assert_same_files(tmp_path / "whole" / "3", tmp_path / "two" / "3", tolerance=1e-4)
     on_one = train_here(plain(), tmp_path / "one", resume_from=tmp_path / "two" / "1")
     assert on_one == pytest.approx(whole[1:], rel=SAME)
 
@@ -116,7 +112,7 @@ def test_a_checkpoint_of_one_process_resumes_on_two(sharding, tmp_path):
         2, deterministic_recipe(sharding=sharding), tmp_path / "two", resume_from=tmp_path / "whole" / "1"
     )
     assert on_two == pytest.approx(whole[1:], rel=SAME)
-    assert_same_files(tmp_path / "whole" / "3", tmp_path / "two" / "3", tolerance=1e-3)
+    assert_same_files(tmp_path / "whole" / "3", tmp_path / "two" / "3", tolerance=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_says_where():
@@ -151,11 +147,15 @@ def test_validation_reports_the_late_fused_ranking(weight, expected):
 
 
 def assert_same_files(one: Path, other: Path, *, tolerance: float) -> None:
+    """Every file agrees within the tolerance, but for one value in a hundred when a tolerance is given at all.
+
+    A unit of the NeuMF head that is active for every candidate shifts all scores alike, which a softmax does not
+    feel: its gradient is rounding, which AdamW scales up to full steps. A wrong group or shard would show in more.
+    """
     for name in ("weights.safetensors", "moments.safetensors"):
         left, right = load_file(one / name), load_file(other / name)
         assert left.keys() == right.keys()
-        for key, value in left.items():
-            if key.endswith(INVARIANT) and tolerance:
-                continue
-            assert math.isclose(float((value - right[key]).abs().max()), 0.0, abs_tol=tolerance), key
-            assert torch.isfinite(value).all()
+        differences = torch.cat([(value - right[key]).abs().flatten() for key, value in left.items()])
+        assert torch.isfinite(differences).all()
+        assert float((differences > tolerance).float().mean()) <= (0.01 if tolerance else 0.0), name
+        assert float(differences.max()) <= 100 * tolerance, name

@@ -186,8 +186,8 @@ class FusionConfig(Section):
     """`feature` = id embedding + projected text; `id` or `text` use one of them alone."""
     mode: Literal["late", "neural"] = "late"
     """`late` = weighted sum of calibrated signals; `neural` ranks by the learned model alone."""
-    signals: tuple[SignalName, ...] = ("neural", "ncf", "item_item", "text", "popularity")
-    """Signals that late fusion may use."""
+    signals: tuple[SignalName, ...] = ("neural", "item_item")
+    """Signals whose weights are searched; the others gained nothing on validation, and choice costs a little."""
     weights: dict[SignalName, Annotated[float, Field(ge=0.0)]] | None = None
     """Fixed weights; empty searches them on stored validation scores after training."""
 
