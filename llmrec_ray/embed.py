@@ -48,7 +48,8 @@ def embed(
     known = _cached(root)
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in known}
     if missing:
-        logger.info("encoding %d texts; %d of %d are cached", len(missing), len(texts) - len(missing), len(texts))
+        cached = len({key for key in keys if key}) - len(missing)
+        logger.info("encoding %d different texts, %d more are cached", len(missing), cached)
         new = list(missing.values())
         vectors = _with_ray(new, config) if use_ray else _here(new, encoder)
         _store(root, list(missing), vectors, config)
