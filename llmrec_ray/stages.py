@@ -1,7 +1,8 @@
 """The stages as functions: each takes a recipe and the noun before it, and returns the noun it made.
 
 Every stage finds its inputs by URI or as the newest in the recipe's workspace, and leaves a pointer to what it
-made there. The command line and the demo call only these.
+made there. The command line and the demo call only these. A stage imports what it needs when it is called, so that
+an image with the extras of one role runs that role's stages.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
-from llmrec_ray.bundle import Bundle
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.data import Dataset, fetch, ingest
-from llmrec_ray.embed import embed
 from llmrec_ray.errors import ConfigError, DataError
-from llmrec_ray.evaluate import Evaluation, evaluate
-from llmrec_ray.index import Index, build_index
-from llmrec_ray.recommend import Pipeline, Request, Response
-from llmrec_ray.release import Release, current_uri, load_release, publish, rollback
-from llmrec_ray.serve import Endpoint, start
-from llmrec_ray.train import TextSpace, train_bundle
-from llmrec_ray.tune import best_overrides, tune
 from llmrec_ray.types import FloatArray
+
+if TYPE_CHECKING:
+    from llmrec_ray.bundle import Bundle
+    from llmrec_ray.evaluate import Evaluation
+    from llmrec_ray.recommend import Request, Response
+    from llmrec_ray.release import Release
+    from llmrec_ray.serve import Endpoint
 
 __all__ = [
     "announce",
@@ -79,6 +79,8 @@ def ingest_stage(recipe: Recipe) -> Artifact:
 
 def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
     """Raw text vectors of a Dataset's items, [N, T] float32, computed or from the cache. Raises DataError."""
+    from llmrec_ray.embed import embed
+
     if recipe.data.items is None:
         raise DataError(f"The recipe {recipe.name} has no item texts to embed: describe data.items, or go on to train.")
     dataset = open_dataset(recipe, dataset_uri)
@@ -88,6 +90,9 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
 
 def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:
     """A Dataset -> a Campaign: trials over learning rate and fusion weight, and the winner."""
+    from llmrec_ray.train import TextSpace
+    from llmrec_ray.tune import best_overrides, tune
+
     dataset = open_dataset(recipe, dataset_uri)
     with ray_for(recipe):
         text = None if recipe.data.items is None else TextSpace.of(embed_stage(recipe, dataset.uri))
@@ -105,12 +110,16 @@ def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
     The winner's fusion weight is left out: training searches the weights of all signals, of which the
     campaign's two are a part.
     """
+    from llmrec_ray.tune import best_overrides
+
     settings = [override for override in best_overrides(campaign) if override.startswith("train.")]
     return override_recipe(recipe, settings)
 
 
 def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:
     """A Dataset -> a Bundle."""
+    from llmrec_ray.train import train_bundle
+
     dataset = open_dataset(recipe, dataset_uri)
     with ray_for(recipe):
         raw_text = None if recipe.data.items is None else embed_stage(recipe, dataset.uri)
@@ -121,6 +130,8 @@ def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool 
 
 def index_stage(recipe: Recipe, bundle_uri: str | None = None) -> Artifact:
     """A Bundle -> an Index."""
+    from llmrec_ray.index import build_index
+
     workspace = _workspace(recipe)
     artifact = build_index(open_bundle(recipe, bundle_uri), recipe.index, workspace.root("index"))
     workspace.set_latest("index", artifact.uri)
@@ -132,6 +143,10 @@ def evaluate_stage(
     recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
 ) -> Evaluation:
     """Score the test split with the pipeline that would be served, its signals and the baselines."""
+    from llmrec_ray.evaluate import evaluate
+    from llmrec_ray.index import Index
+    from llmrec_ray.recommend import Pipeline
+
     dataset, bundle = open_dataset(recipe, dataset_uri), open_bundle(recipe, bundle_uri)
     pipeline = Pipeline(dataset, bundle, Index.load(index_uri or _latest_index(recipe)))
     return evaluate(recipe, dataset, bundle, pipeline, _workspace(recipe))
@@ -141,6 +156,8 @@ def publish_stage(
     recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
 ) -> Release:
     """Name a Dataset, a Bundle and an Index as the current Release, with the Bundle's fusion policy."""
+    from llmrec_ray.release import publish
+
     workspace = _workspace(recipe)
     bundle = open_bundle(recipe, bundle_uri)
     release = publish(
@@ -157,6 +174,8 @@ def publish_stage(
 
 def rollback_stage(recipe: Recipe) -> Release:
     """Point back to the Release before the current one."""
+    from llmrec_ray.release import rollback
+
     release = rollback(_workspace(recipe))
     logger.info("release %s is current again", release.id)
     return release
@@ -165,6 +184,9 @@ def rollback_stage(recipe: Recipe) -> Release:
 @contextmanager
 def serve_stage(recipe: Recipe, release_uri: str | None = None) -> Iterator[Endpoint]:
     """A Release behind HTTP for the length of the block."""
+    from llmrec_ray.release import current_uri, load_release
+    from llmrec_ray.serve import start
+
     uri = release_uri or current_uri(_workspace(recipe))
     load_release(uri)
     events = _workspace(recipe).local_folder("events")
@@ -174,6 +196,9 @@ def serve_stage(recipe: Recipe, release_uri: str | None = None) -> Iterator[Endp
 
 def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = None) -> Response:
     """Answer one request in this process. Raises RequestError."""
+    from llmrec_ray.recommend import Pipeline
+    from llmrec_ray.release import current_uri, load_release
+
     release = load_release(release_uri or current_uri(_workspace(recipe)))
     [response] = Pipeline.of_release(release, limits=recipe.serve.limits).recommend([request])
     return response
@@ -194,6 +219,8 @@ def open_dataset(recipe: Recipe, uri: str | None = None) -> Dataset:
 
 def open_bundle(recipe: Recipe, uri: str | None = None) -> Bundle:
     """The Bundle at `uri`, or the workspace's newest."""
+    from llmrec_ray.bundle import Bundle
+
     return Bundle.open(uri or _workspace(recipe).latest("bundle", made_by="train"))
 
 

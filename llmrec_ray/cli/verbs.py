@@ -1,4 +1,7 @@
-"""One small function per verb: call the stage, hand its summary to `emit`."""
+"""One small function per verb: call the stage, hand its summary to `emit`.
+
+What only one verb needs is imported when it runs, as in `stages`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from typing import Any, TypeAlias
 from llmrec_ray import stages
 from llmrec_ray.artifact import Artifact
 from llmrec_ray.config import Recipe
-from llmrec_ray.demo import run_demo
-from llmrec_ray.recommend import Request
 
 __all__ = ["VERBS"]
 
@@ -63,6 +64,8 @@ def _serve(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
 
 
 def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    from llmrec_ray.recommend import Request
+
     request = Request(
         user_id=arguments.user, history=arguments.history, query=arguments.query, k=arguments.k, explain=True
     )
@@ -70,6 +73,8 @@ def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> Non
 
 
 def _demo(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    from llmrec_ray.demo import run_demo
+
     run_demo(recipe, serve=not arguments.no_serve, tune=arguments.tune, emit=emit)
 
 
