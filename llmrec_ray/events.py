@@ -71,11 +71,12 @@ class EventLog:
         """Write the events, fsync file and folder, and return the file. On an error nothing of them stays."""
         file = self.folder / f"{time.strftime('%Y%m%d', time.gmtime())}-{self.writer}.jsonl"
         is_new = not file.exists()
-        with file.open("ab") as handle:
+        lines = b"".join(event.model_dump_json().encode() + b"\n" for event in events)
+        with file.open("ab", buffering=0) as handle:  # a buffer would be written again when the file is closed
             start = handle.tell()
             try:
-                handle.write(b"".join(event.model_dump_json().encode() + b"\n" for event in events))
-                handle.flush()
+                while lines:
+                    lines = lines[handle.write(lines):]
                 os.fsync(handle.fileno())
             except OSError:
                 os.truncate(file, start)

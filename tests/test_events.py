@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_a_failed_write_leaves_nothing_and_does_not_count(tmp_path, monkeypatch)
         assert logged(store) == ["a"]
         assert len(store.newest("u1", 10)) == 1
         assert store.record([event("b")]) == 1
+
+
+def test_a_write_that_the_disk_takes_only_half_of_leaves_nothing_and_the_log_stays_readable(tmp_path):
+    with EventStore(tmp_path) as store:
+        store.record([event("a")])
+        [file] = store.log.files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                store.log.append([event("b"), event("c")])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert logged(store) == ["a"]
+        assert store.record([event("d")]) == 1
+        assert logged(store) == ["a", "d"]
 
 
 @pytest.mark.parametrize("while_open", [False, True])
