@@ -105,21 +105,14 @@ def create_artifact(
     filesystem, base = _filesystem(root)
     with _staging_folder(filesystem, base, kind) as folder:
         write(folder)
-        files = _hash_files(folder)
-        identity = {
-            "kind": kind, "format_version": FORMAT_VERSION,
-            "config": dict(config), "parents": dict(parents or {}),
-            "files": {name: entry.sha256 for name, entry in files.items()},
-        }
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        manifest = Manifest(
-            kind=kind, format_version=FORMAT_VERSION, id=digest,
+        manifest = _with_id(Manifest(
+            kind=kind, format_version=FORMAT_VERSION, id="",
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             config=dict(config), parents=dict(parents or {}), metrics=dict(metrics or {}),
-            libraries=_library_versions(), git_commit=_git_commit(), files=files,
-        )
+            libraries=_library_versions(), git_commit=_git_commit(), files=_hash_files(folder),
+        ))
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        name = f"{kind}-{digest}"
+        name = f"{kind}-{manifest.id}"
         _commit(filesystem, folder, str(PurePosixPath(base) / name), manifest)
     return open_artifact(f"{root.rstrip('/')}/{name}", kind, verify=False)
 
@@ -319,8 +312,21 @@ def _download(filesystem: pafs.FileSystem, base: str, manifest: Manifest) -> Pat
     return target
 
 
+def _with_id(manifest: Manifest) -> Manifest:
+    """The manifest as it is read back from its file, with the id that follows from the rest."""
+    manifest = Manifest.model_validate_json(manifest.model_dump_json())
+    identity = {
+        "kind": manifest.kind, "format_version": manifest.format_version, "config": manifest.config,
+        "parents": manifest.parents, "files": {name: entry.sha256 for name, entry in manifest.files.items()},
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return manifest.model_copy(update={"id": digest})
+
+
 def _verify(path: Path, manifest: Manifest, uri: str) -> None:
     remedy = f"restore it from a copy or make the {manifest.kind} again"
+    if _with_id(manifest).id != manifest.id:
+        raise CorruptArtifactError(f"{MANIFEST} in {uri} is not what was hashed as {manifest.id}: {remedy}.")
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():

@@ -123,6 +123,20 @@ def test_a_changed_file_is_named(tmp_path, content):
     )
 
 
+@pytest.mark.parametrize("change", [{"config": {"x": 2}}, {"parents": {"a": "b"}}, {"files": {}}, {"id": "0" * 16}])
+def test_a_manifest_that_is_not_the_one_its_id_was_made_from_is_named(tmp_path, change):
+    made = make(tmp_path)
+    file = made.path / "manifest.json"
+    tree = json.loads(file.read_text()) | change
+    file.write_text(json.dumps(tree))
+    with pytest.raises(CorruptArtifactError) as corrupt:
+        open_artifact(made.uri, "dataset")
+    assert str(corrupt.value) == (
+        f"manifest.json in {made.uri} is not what was hashed as {tree['id']}: restore it from a copy or make the "
+        "dataset again."
+    )
+
+
 @pytest.mark.parametrize("text", ["{", "{}", "[1]"])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     made = make(tmp_path)
