@@ -56,6 +56,35 @@ def test_rules_across_fields_name_the_remedy():
     assert "describe data.items, or set fusion.item_vector to id" in refusal("data.items=null")
 
 
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["fusion.signals=[]"],
+     "fusion: fusion.signals is empty, so nothing would rank the items: name a signal"),
+    (["fusion.weights={neural: 0}"],
+     "fusion: every weight in fusion.weights is 0, so nothing would rank the items: give one a weight"),
+    (["fusion.signals=[neural]", "retrieval.candidates={neural: 9}", "fusion.weights={neural: 1, item_item: 1}"],
+     "recipe: fusion.weights names item_item, but there will be no such signal: text needs data.items, and item_item "
+     "must be among fusion.signals; add it there, or leave the weight out"),
+    (["data.items=null", "fusion.item_vector=id", "retrieval.candidates={text: 9}"],
+     "recipe: retrieval.candidates names only text, but data.items is not given, so there are no item texts: name "
+     "another source, such as neural"),
+    (["fusion.item_vector=id", "encoder.tuning=top_layers"],
+     "recipe: encoder.tuning is top_layers, but fusion.item_vector is 'id', so training never reads a text: set "
+     "encoder.tuning to frozen, or fusion.item_vector to feature"),
+    (["tune.learning_rate=[1e-2, 1e-3]"], "tune: tune.learning_rate is 0.01 to 0.001: give the smaller bound first"),
+    (["serve.encoder={min_replicas: 3, max_replicas: 2}"],
+     "serve.encoder: min_replicas 3 is above max_replicas 2: raise max_replicas"),
+])
+def test_a_recipe_that_would_only_fail_or_do_nothing_later_is_refused_at_once(overrides, message):
+    assert refusal(*overrides) == f"recipe movielens-100k is not a valid recipe:\n  {message}"
+
+
+@pytest.mark.parametrize("override", [
+    "retrieval.candidates={}", "evaluate.ks=[]", "model.time_constants=[]", "data.interactions.paths=[]",
+])
+def test_a_list_that_needs_an_entry_may_not_be_empty(override):
+    assert f"{override.partition('=')[0]}: " in refusal(override)
+
+
 def test_an_override_that_is_no_assignment_is_refused():
     assert refusal("train.epochs") == "The override 'train.epochs' is not of the form section.key=value."
 

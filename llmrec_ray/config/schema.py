@@ -62,7 +62,7 @@ class LogColumns(Section):
 class LogConfig(Section):
     """Where the behaviour log is and how to read it."""
 
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files or globs; `{raw}` is the folder that `data fetch` fills."""
     format: FileFormat = "parquet"
     """How the files are encoded; TSV and CSV need a header row."""
@@ -86,7 +86,7 @@ class LogConfig(Section):
 class TableConfig(Section):
     """A table of items or users with their descriptions."""
 
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files or globs; `{raw}` is the folder that `data fetch` fills."""
     format: FileFormat = "parquet"
     """How the files are encoded."""
@@ -158,7 +158,7 @@ class ModelConfig(Section):
     """Width of item and user vectors."""
     history_length: PositiveInt = 50
     """Newest items of a history that the user tower reads."""
-    time_constants: tuple[PositiveFloat | None, ...] = (1.0, 4.0, 16.0, None)
+    time_constants: Annotated[tuple[PositiveFloat | None, ...], Field(min_length=1)] = (1.0, 4.0, 16.0, None)
     """Decay of each history mean in events, exp(-age/t); null is the plain mean."""
     user_embedding: bool = True
     """Add a learned vector per known user; off when users come and go."""
@@ -188,14 +188,24 @@ class FusionConfig(Section):
     """`late` = weighted sum of calibrated signals; `neural` ranks by the learned model alone."""
     signals: tuple[SignalName, ...] = ("neural", "item_item")
     """Signals whose weights are searched; the others gained nothing on validation, and choice costs a little."""
-    weights: dict[SignalName, Annotated[float, Field(ge=0.0)]] | None = None
+    weights: dict[SignalName, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | None = None
     """Fixed weights; empty searches them on stored validation scores after training."""
+
+    @model_validator(mode="after")
+    def _check_something_ranks(self) -> FusionConfig:
+        if self.mode == "late" and not self.signals:
+            raise ValueError("fusion.signals is empty, so nothing would rank the items: name a signal")
+        if self.weights is not None and not any(self.weights.values()):
+            raise ValueError("every weight in fusion.weights is 0, so nothing would rank the items: give one a weight")
+        return self
 
 
 class RetrievalConfig(Section):
     """How many candidates each source proposes to the reranker."""
 
-    candidates: dict[SourceName, PositiveInt] = {"neural": 150, "item_item": 100, "text": 50, "popularity": 50}
+    candidates: Annotated[dict[SourceName, PositiveInt], Field(min_length=1)] = {
+        "neural": 150, "item_item": 100, "text": 50, "popularity": 50
+    }
     """Items per source; a source that is not named is not asked."""
 
 
@@ -262,7 +272,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Protocol P: full ranking of one held-out item per user."""
 
-    ks: tuple[PositiveInt, ...] = (5, 10, 20)
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (5, 10, 20)
     """Cut-offs of the metrics."""
     baselines: tuple[BaselineName, ...] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
     """Baselines that stand beside the model."""
@@ -286,6 +296,13 @@ class TuneConfig(Section):
     grace_epochs: PositiveInt = 2
     """Epochs before ASHA may stop a trial."""
 
+    @model_validator(mode="after")
+    def _check_ranges(self) -> TuneConfig:
+        for name, (low, high) in (("learning_rate", self.learning_rate), ("neural_weight", self.neural_weight)):
+            if low > high:
+                raise ValueError(f"tune.{name} is {low:g} to {high:g}: give the smaller bound first")
+        return self
+
 
 class Replicas(Section):
     """Autoscaling of one deployment."""
@@ -303,6 +320,14 @@ class Replicas(Section):
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs per replica."""
 
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Replicas:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: raise max_replicas"
+            )
+        return self
+
 
 class RequestLimits(Section):
     """The most that one request may ask for."""
@@ -315,6 +340,8 @@ class RequestLimits(Section):
     """Longest query or profile, in characters."""
     max_events: PositiveInt = 1000
     """Most events in one call of /v1/events."""
+    max_body_bytes: PositiveInt = 4_000_000
+    """Largest body of any request; more is refused before it is read."""
 
 
 class AppConfig(Section):
@@ -370,5 +397,27 @@ class Recipe(Section):
             raise ValueError(
                 f"fusion.item_vector is {self.fusion.item_vector!r}, but data.items is not given, so there are "
                 "no item texts: describe data.items, or set fusion.item_vector to id"
+            )
+        if self.encoder.tuning == "top_layers" and self.fusion.item_vector == "id":
+            raise ValueError(
+                "encoder.tuning is top_layers, but fusion.item_vector is 'id', so training never reads a text: "
+                "set encoder.tuning to frozen, or fusion.item_vector to feature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_signals_exist(self) -> Recipe:
+        missing = set() if self.data.items is not None else {"text"}
+        if "item_item" not in {*self.fusion.signals, *self.retrieval.candidates}:
+            missing.add("item_item")
+        if lacking := sorted(missing & set(self.fusion.weights or ())):
+            raise ValueError(
+                f"fusion.weights names {' and '.join(lacking)}, but there will be no such signal: text needs "
+                "data.items, and item_item must be among fusion.signals; add it there, or leave the weight out"
+            )
+        if self.data.items is None and {*self.retrieval.candidates} == {"text"}:
+            raise ValueError(
+                "retrieval.candidates names only text, but data.items is not given, so there are no item texts: "
+                "name another source, such as neural"
             )
         return self
