@@ -35,7 +35,7 @@ from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Sign
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
-__all__ = ["Bundle", "BundleParts", "Scorer", "save_bundle"]
+__all__ = ["Bundle", "BundleParts", "Scorer", "read_signal_names", "save_bundle"]
 
 NCF_CHUNK_USERS = 32
 
@@ -85,6 +85,11 @@ def save_bundle(
     return create_artifact(
         root, "bundle", write, config=parts.recipe.model_dump(mode="json"), parents=parents, metrics=metrics
     )
+
+
+def read_signal_names(artifact: Artifact) -> list[str]:
+    """Names of the signals of a Bundle, from one small file: for processes that hold no vectors."""
+    return sorted(_read_fusion(artifact.path)[0].means)
 
 
 class Scorer:
@@ -166,9 +171,7 @@ class Bundle(Scorer):
         self.users = Vocabulary.load(folder / "users.parquet")
         self.items = Vocabulary.load(folder / "items.parquet")
         self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
-        fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        self.calibration = Calibration.model_validate(fusion["calibration"])
-        self.policy = FusionPolicy.model_validate(fusion["policy"])
+        self.calibration, self.policy = _read_fusion(folder)
         arrays = _load_arrays(folder / "arrays.safetensors")
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
@@ -226,6 +229,11 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
     if parts.text_vectors is not None and parts.text_center is not None:
         arrays |= {"text_vectors": parts.text_vectors, "text_center": parts.text_center}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _read_fusion(folder: Path) -> tuple[Calibration, FusionPolicy]:
+    fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+    return Calibration.model_validate(fusion["calibration"]), FusionPolicy.model_validate(fusion["policy"])
 
 
 def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ from llmrec_ray.config import IndexConfig, RequestLimits
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, RequestError
 from llmrec_ray.index import Index, build_index
-from llmrec_ray.recommend import Filters, Pipeline, Request, Response, Retriever
+from llmrec_ray.recommend import Filters, Pipeline, Request, Response, Retriever, signal_names
 from llmrec_ray.release import ArtifactRef
 from llmrec_ray.signals import FusionPolicy
 
@@ -197,6 +197,37 @@ def test_weights_of_a_request_replace_those_of_the_policy(pipeline):
     for item in response.items:
         assert item.shares["popularity"] == pytest.approx(item.score)
         assert item.shares["item_item"] == 0
+
+
+def test_weights_for_signals_that_the_release_lacks_are_refused(parts, tiny_release):
+    dataset, _, index = parts
+    bundle = Bundle.open(tiny_release.bundle.uri)
+    del bundle.signals["item_item"]
+    pipeline = Pipeline(dataset, bundle, index)
+    for weights in ({"item_item": 1.0}, {"item_item": 1.0, "neural": 1.0}):
+        with pytest.raises(RequestError) as caught:
+            ask(pipeline, user_id="u001", weights=weights)
+        assert caught.value.field == "weights"
+        assert str(caught.value) == (
+            "Release unpublished has no signal item_item; it has ncf, neural, popularity, text: weigh only these."
+        )
+
+
+def test_the_signals_of_a_release_are_known_without_loading_it(parts, tiny_release):
+    assert signal_names(tiny_release) == sorted(parts[1].signal_names)
+
+
+def test_an_item_that_comes_again_counts_once_where_it_is_newest(parts, pipeline):
+    dataset = parts[0]
+    twice = pipeline.resolver.resolve([Request(history=["i001", "i002", "i003", "i001"])], {})
+    assert dataset.items.ids(twice.histories[0]) == ["i002", "i003", "i001"]
+
+
+def test_events_that_have_been_ingested_since_do_not_count_twice(parts, pipeline):
+    dataset = parts[0]
+    ingested = dataset.items.ids(dataset.histories("test")[1])
+    batch = pipeline.resolver.resolve([Request(user_id="u001")], {"u001": ingested})
+    assert dataset.items.ids(batch.histories[0]) == ingested
 
 
 def test_an_empty_result_after_filtering_is_an_empty_list_with_a_note(pipeline):

@@ -18,7 +18,7 @@ from llmrec_ray.recommend import Pipeline, Request
 from llmrec_ray.serve import Endpoint, start
 
 WHITE = {f"i{item:03}" for item in range(1, 40, 2)}
-LIMITS = RequestLimits(max_k=50, max_history=100, max_text_chars=100, max_events=5)
+LIMITS = RequestLimits(max_k=50, max_history=100, max_text_chars=100, max_events=5, max_body_bytes=20_000)
 
 
 def free_port() -> int:
@@ -198,6 +198,26 @@ def test_without_the_right_key_nothing_is_told(endpoint, method, path, header, m
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("path", ["/v1/recommend", "/v1/events", "/v1/nothing", "/v1/../v1/recommend", "//v1/events"])
+@pytest.mark.parametrize("content", [b'{"user_id": ', b"\xff", b"[]", b"x" * 30_000])
+def test_without_the_right_key_not_even_a_broken_or_huge_body_is_looked_at(endpoint, path, content):
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer wrong"}
+    response = httpx.post(endpoint.url + path, headers=headers, content=content)
+    assert (response.status_code, response.json()["message"]) == (401, "The API key is wrong.")
+
+
+def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_how_long_it_is(http):
+    body = json.dumps({"history": ["i001"], "filters": {"deny": ["x" * 200] * 150}}).encode()
+    pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+    for content in (body, iter(pieces)):
+        response = http.post("/v1/recommend", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 413
+        assert response.json() == {
+            "code": "too_large", "message": "The body is larger than 20000 bytes: send less at once.", "field": "body",
+        }
+    assert recommend(http, history=["i001"], filters={"deny": ["x" * 200] * 90})["items"]
+
+
 WRONG = [
     ("/v1/recommend", {}, 422, "invalid_request", "user_id",
      "The request says nothing about who asks or what for: give at least one of user_id, history, query and profile."),
@@ -242,6 +262,11 @@ def test_a_body_that_is_no_json_is_named_so(http):
         response = http.post("/v1/recommend", content=content, headers={"Content-Type": content_type})
         assert response.status_code == 422
         assert response.json() == {"code": "invalid_request", "message": message, "field": "body"}
+
+
+def test_an_item_id_may_hold_a_slash(http, tiny_release):
+    response = http.get("/v1/similar/shoes%2Fred")
+    assert response.json()["message"] == f"There is no item 'shoes/red' in release {tiny_release.id}."
 
 
 def test_an_unknown_item_is_not_found_and_a_wrong_k_is_named(http, tiny_release):
@@ -329,6 +354,17 @@ def test_a_failing_encoder_costs_the_text_but_not_the_answer(http, broken):
     without = recommend(http, user_id="u001", k=3, exclude_seen=False)
     assert answer["degraded"] == ["encoder"]
     assert ids(answer) == ids(without)
+
+
+def test_a_text_that_could_not_be_encoded_leaves_a_stranger_cold(http, broken):
+    answer = http.post("/no_encoder/v1/recommend", json={"query": "white", "k": 3}).json()
+    assert (answer["degraded"], answer["cold"]) == (["encoder"], True)
+    assert answer["notes"] == ["There is nothing to go by, so the most popular items are shown."]
+
+
+def test_the_key_is_asked_for_below_a_route_prefix_too(endpoint, broken):
+    assert httpx.post(f"{endpoint.url}/no_encoder/v1/recommend", json={"user_id": "u001"}).status_code == 401
+    assert httpx.get(f"{endpoint.url}/no_encoder/healthz").status_code == 200
 
 
 def test_a_failing_stage_that_is_needed_is_unavailable_and_not_ready(http, broken):

@@ -10,7 +10,7 @@
 
 from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch, Retrieved
 from llmrec_ray.recommend.encoder import Encoder
-from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index
+from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index, signal_names
 from llmrec_ray.recommend.messages import (
     Filters,
     RecommendedItem,
@@ -43,4 +43,5 @@ __all__ = [
     "open_bundle",
     "open_dataset",
     "open_index",
+    "signal_names",
 ]

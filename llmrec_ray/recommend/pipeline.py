@@ -42,7 +42,8 @@ class Pipeline:
         policy = policy or bundle.policy
         self._release_id = release_id
         self.resolver = Resolver(
-            dataset, release_id, has_encoder=bundle.has_encoder, limits=limits or RequestLimits()
+            dataset, release_id, signals=bundle.signal_names, has_encoder=bundle.has_encoder,
+            limits=limits or RequestLimits(),
         )
         self.encoder = Encoder(bundle) if bundle.has_encoder else None
         self.retriever = Retriever(bundle, index, dataset.item_attributes, policy, release_id)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from llmrec_ray.config import RequestLimits
+from llmrec_ray.config import RequestLimits, SignalName
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import RequestError
 from llmrec_ray.recommend.batch import Ranked, RequestBatch
@@ -20,10 +20,16 @@ __all__ = ["Resolver"]
 
 
 class Resolver:
-    """Knows ids, titles, attribute names and everyone's history; nothing about vectors or scores."""
+    """Knows ids, titles, the names of attributes and signals, and everyone's history; no vectors or scores."""
 
     def __init__(
-        self, dataset: Dataset, release_id: str, *, has_encoder: bool, limits: RequestLimits
+        self,
+        dataset: Dataset,
+        release_id: str,
+        *,
+        signals: Collection[str],
+        has_encoder: bool,
+        limits: RequestLimits,
     ) -> None:
         self.release_id = release_id
         self._users = dataset.users
@@ -31,6 +37,7 @@ class Resolver:
         self._titles = dataset.item_titles
         self._attributes = tuple(dataset.item_attributes.columns)
         self._histories = dataset.histories("test")
+        self._signals = signals
         self._has_encoder = has_encoder
         self._limits = limits
 
@@ -107,10 +114,14 @@ class Resolver:
         ]
 
     def _past(self, request: Request, user_row: int, recent: Mapping[str, Sequence[str]]) -> list[int]:
-        """Stored history, then later events, then the request's own items."""
+        """Stored history, then later events, then the request's own items; a repeated item where it is newest.
+
+        The histories of training hold no item twice, and events that were ingested since are in the log too.
+        """
         stored = self._histories[user_row].tolist() if user_row >= 0 else []
         later = recent.get(request.user_id, ()) if request.user_id is not None else ()
-        return [*stored, *self._items.known_rows([*later, *(request.history or ())]).tolist()]
+        past = [*stored, *self._items.known_rows([*later, *(request.history or ())]).tolist()]
+        return list(dict.fromkeys(reversed(past)))[::-1]
 
     def _check(self, request: Request) -> None:
         if all(given is None for given in (request.user_id, request.history, request.query, request.profile)):
@@ -127,9 +138,8 @@ class Resolver:
             if text is not None:
                 self._check_text(field, text)
         self._check_filters(request)
-        if request.weights is not None and not any(request.weights.values()):
-            message = "Every weight is 0, so nothing would rank the items: give one signal a weight."
-            raise RequestError(message, field="weights")
+        if request.weights is not None:
+            self._check_weights(request.weights)
 
     def _check_text(self, field: str, text: str) -> None:
         if not clean_text(text):
@@ -152,6 +162,18 @@ class Resolver:
                     f"There is no item attribute {name!r} to filter by; there are: {known}.",
                     field=f"filters.attributes.{name}",
                 )
+
+    def _check_weights(self, weights: Mapping[SignalName, float]) -> None:
+        if not any(weights.values()):
+            message = "Every weight is 0, so nothing would rank the items: give one signal a weight."
+            raise RequestError(message, field="weights")
+        missing = [name for name in weights if name not in self._signals]
+        if missing:
+            raise RequestError(
+                f"Release {self.release_id} has no signal {' or '.join(missing)}; it has "
+                f"{', '.join(sorted(self._signals))}: weigh only these.",
+                field="weights",
+            )
 
     def _listed(self, ranked: Ranked, position: int, *, explain: bool) -> list[RecommendedItem]:
         items = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -28,16 +28,12 @@ from llmrec_ray.recommend import (
     Response,
     SimilarResponse,
     open_dataset,
+    signal_names,
 )
 from llmrec_ray.release import Release
-from llmrec_ray.serve.args import ServeArgs, key_matches
-from llmrec_ray.serve.problems import (
-    Problem,
-    UnauthorizedError,
-    UnavailableError,
-    add_problem_handlers,
-    unavailable,
-)
+from llmrec_ray.serve.args import ServeArgs
+from llmrec_ray.serve.guard import Guard, Guarded
+from llmrec_ray.serve.problems import Problem, UnavailableError, add_problem_handlers, unavailable
 
 __all__ = ["Ingress", "app"]
 
@@ -70,23 +66,19 @@ class Status(BaseModel):
     release: str
 
 
-async def authorized(
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-) -> None:
-    """Ask for `Authorization: Bearer KEY`."""
-    ingress = serve.get_replica_context().servable_object
-    if credentials is None:
-        raise UnauthorizedError("Send the API key in the header `Authorization: Bearer KEY`.")
-    if not key_matches(credentials.credentials, ingress.key_hash):
-        raise UnauthorizedError("The API key is wrong.")
+def _replica() -> Guarded:
+    ingress: Guarded = serve.get_replica_context().servable_object
+    return ingress
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (401, 404, 422, 500, 503)
+    status: {"model": Problem} for status in (401, 404, 413, 422, 500, 503)
 }
 app = FastAPI(title="llmrec_ray", version="1", summary="Recommendations with explanations, and feedback.")
+app.add_middleware(Guard, settings=_replica)
 add_problem_handlers(app)
-guarded: dict[str, Any] = {"dependencies": [Depends(authorized)], "responses": PROBLEMS}
+# The guard has checked the key before a route is looked up; here the scheme only enters the documentation.
+guarded: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))], "responses": PROBLEMS}
 
 
 @serve.ingress(app)
@@ -102,13 +94,14 @@ class Ingress:
         retriever: DeploymentHandle,
         reranker: DeploymentHandle,
     ) -> None:
-        self.key_hash = key_hash
+        self.key_hash, self.max_body_bytes = key_hash, args.limits.max_body_bytes
         self._release = release
         self._limits = args.limits
         self._encoder, self._retriever, self._reranker = encoder, retriever, reranker
         self._events = EventStore(Path(args.events_folder))
         self._resolver = Resolver(
-            open_dataset(release), release.id, has_encoder=encoder is not None, limits=args.limits
+            open_dataset(release), release.id, signals=signal_names(release), has_encoder=encoder is not None,
+            limits=args.limits,
         )
 
     @app.post("/v1/recommend", **guarded)
@@ -116,11 +109,12 @@ class Ingress:
         """Items for a user, a session, a query, a profile, or any combination of them."""
         start = perf_counter()
         batch = self._resolver.resolve([request], await self._recent(request))
-        ranked, degraded = await self._ranked(batch)
+        used, ranked = await self._ranked(batch)
+        degraded = ["encoder"] if batch.has_text and not used.has_text else []
         timings = {**ranked.timings_ms, "total": (perf_counter() - start) * 1000}
-        return self._resolver.respond([request], batch, ranked, timings, degraded)[0]
+        return self._resolver.respond([request], used, ranked, timings, degraded)[0]
 
-    @app.get("/v1/similar/{item_id}", **guarded)
+    @app.get("/v1/similar/{item_id:path}", **guarded)
     async def similar(self, item_id: str, k: int = 10) -> SimilarResponse:
         """Items like one item."""
         start = perf_counter()
@@ -177,15 +171,16 @@ class Ingress:
         newest = await asyncio.to_thread(self._events.newest, request.user_id, self._limits.max_history)
         return {request.user_id: newest}
 
-    async def _ranked(self, batch: RequestBatch) -> tuple[Ranked, list[str]]:
-        """The final order; when the way through the Encoder fails, the order without the texts."""
+    async def _ranked(self, batch: RequestBatch) -> tuple[RequestBatch, Ranked]:
+        """The final order and what it was made of: without the texts when the way through the Encoder fails."""
         if batch.has_text:
             try:
-                return await self._chain(batch), []
+                return batch, await self._chain(batch)
             except Exception:
                 logger.exception("Answering without the texts, since the way through the Encoder failed.")
+        without = batch.without_text()
         try:
-            return await self._chain(batch.without_text()), ["encoder"] if batch.has_text else []
+            return without, await self._chain(without)
         except Exception as error:
             raise unavailable(error) from error
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from llmrec_ray.errors import RequestError
 
-__all__ = ["Problem", "UnauthorizedError", "UnavailableError", "add_problem_handlers", "unavailable"]
+__all__ = ["Problem", "UnavailableError", "add_problem_handlers", "problem_response", "unavailable"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,6 +21,7 @@ STATUS = {
     "not_supported": 422,
     "not_found": 404,
     "method_not_allowed": 405,
+    "too_large": 413,
     "unauthorized": 401,
     "unavailable": 503,
     "internal": 500,
@@ -35,10 +36,6 @@ class Problem(BaseModel):
     message: str
     field: str | None = None
     """The part of the request that is wrong, dotted; null when it is none in particular."""
-
-
-class UnauthorizedError(Exception):
-    """The API key is missing or wrong."""
 
 
 class UnavailableError(Exception):
@@ -56,12 +53,12 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(UnauthorizedError, _unauthorized)
     app.add_exception_handler(UnavailableError, _unavailable)
     app.add_exception_handler(Exception, _internal)
 
 
-def _answer(code: str, message: str, field: str | None = None) -> JSONResponse:
+def problem_response(code: str, message: str, field: str | None = None) -> JSONResponse:
+    """The answer to a request that went wrong; `code` is a key of STATUS."""
     headers = {"WWW-Authenticate": "Bearer"} if code == "unauthorized" else None
     problem = Problem(code=code, message=message, field=field)
     return JSONResponse(problem.model_dump(), STATUS[code], headers=headers)
@@ -69,7 +66,7 @@ def _answer(code: str, message: str, field: str | None = None) -> JSONResponse:
 
 async def _request_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
-    return _answer(error.code, str(error), error.field)
+    return problem_response(error.code, str(error), error.field)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -78,11 +75,11 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     where, *parts = first["loc"]
     field = ".".join(str(part) for part in parts) or str(where)
     if first["type"] == "json_invalid":
-        return _answer("invalid_request", "The body is not valid JSON.", "body")
+        return problem_response("invalid_request", "The body is not valid JSON.", "body")
     if field == "body" and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON: send the header `Content-Type: application/json`."
-        return _answer("invalid_request", message, "body")
-    return _answer("invalid_request", f"{field}: {first['msg']}.", field)
+        return problem_response("invalid_request", message, "body")
+    return problem_response("invalid_request", f"{field}: {first['msg']}.", field)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -92,17 +89,14 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         "not_found": f"There is nothing at {request.url.path}; see /docs.",
         "method_not_allowed": f"{request.url.path} does not answer {request.method}; see /docs.",
     }
-    return _answer(code, messages.get(code, str(error.detail)))
-
-
-async def _unauthorized(_: Request, error: Exception) -> JSONResponse:
-    return _answer("unauthorized", str(error))
+    field = "body" if code == "too_large" else None
+    return problem_response(code, messages.get(code, str(error.detail)), field)
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    return _answer("unavailable", str(error))
+    return problem_response("unavailable", str(error))
 
 
 async def _internal(request: Request, error: Exception) -> JSONResponse:
     logger.error("Unexpected error at %s", request.url.path, exc_info=error)
-    return _answer("internal", "Something unexpected went wrong; the endpoint's log has the details.")
+    return problem_response("internal", "Something unexpected went wrong; the endpoint's log has the details.")
