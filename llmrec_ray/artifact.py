@@ -47,6 +47,7 @@ __all__ = [
 ArtifactKind: TypeAlias = Literal["dataset", "vectors", "bundle", "index", "evaluation", "campaign"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PLURALS = {"index": "indexes", "vectors": "vectors"}
 LIBRARIES = ("numpy", "polars", "pyarrow", "ray", "torch", "transformers", "deepspeed", "faiss-cpu")
 
 
@@ -156,7 +157,7 @@ class Workspace:
 
     def root(self, kind: str) -> str:
         """URI of the folder that holds artifacts of this kind."""
-        return f"{self.uri}/{kind}s" if kind != "index" else f"{self.uri}/indexes"
+        return f"{self.uri}/{PLURALS.get(kind, f'{kind}s')}"
 
     def set_latest(self, kind: str, uri: str) -> None:
         """Remember the newest artifact of a kind; replaced atomically."""
