@@ -61,7 +61,8 @@ def publish(
 ) -> Release:
     """Verify every file of the three artifacts, write the Release and point `current.json` at it.
 
-    A Release with the same content that is already there is returned as it is.
+    A Release with the same content that is already there is returned as it is, unless it is damaged or names
+    places where the artifacts no longer are; then it is written again.
     Raises CorruptArtifactError for a changed file and ArtifactMismatchError when the artifacts do not belong
     together; the pointer then stays where it was.
     """
@@ -72,12 +73,12 @@ def publish(
     _check_parent(index, "bundle", bundle, remedy="run `llmrec index` on this Bundle")
     release = _new_release(name, dataset, bundle, index, policy)
     uri = f"{workspace.root('release')}/{release.id}.json"
-    try:
-        release = load_release(uri)
-    except ArtifactNotFoundError:
+    published = _published(uri)
+    if published is None or _places(published) != _places(release):
         write_json_atomic(uri, release.model_dump(mode="json"))
+        published = release
     _point_at(workspace, uri)
-    return release
+    return published
 
 
 def current_uri(workspace: Workspace) -> str:
@@ -135,6 +136,17 @@ def _new_release(
         index=ArtifactRef(uri=index.uri, id=index.id),
         policy=policy,
     )
+
+
+def _published(uri: str) -> Release | None:
+    try:
+        return load_release(uri)
+    except (ArtifactNotFoundError, CorruptArtifactError):
+        return None
+
+
+def _places(release: Release) -> tuple[ArtifactRef, ...]:
+    return (release.dataset, release.bundle, release.index)
 
 
 def _point_at(workspace: Workspace, uri: str) -> None:

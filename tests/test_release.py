@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from llmrec_ray.artifact import Workspace, create_artifact, read_json
@@ -45,6 +47,23 @@ def test_a_published_release_is_what_the_pointer_leads_to(workspace, parts):
 def test_the_same_content_published_twice_is_one_release(workspace, parts):
     assert publish_parts(workspace, parts, name="first") == publish_parts(workspace, parts, name="again")
     assert read_json(current_uri(workspace))["previous"] == []
+
+
+def test_publishing_again_repairs_a_damaged_release(workspace, parts, tmp_path):
+    release = publish_parts(workspace, parts)
+    (tmp_path / "releases" / f"{release.id}.json").write_text("{}")
+    again = publish_parts(workspace, parts)
+    assert load_release(current_uri(workspace)) == again
+    assert again.id == release.id
+
+
+def test_a_release_of_artifacts_that_were_moved_names_where_they_are_now(workspace, parts, tmp_path):
+    release = publish_parts(workspace, parts)
+    moved = tmp_path / "moved"
+    shutil.move(release.index.uri, moved)
+    again = publish_parts(workspace, parts | {"index_uri": str(moved)})
+    assert again.id == release.id
+    assert load_release(current_uri(workspace)).index.uri == str(moved)
 
 
 def test_rollback_points_back_one_release_at_a_time_and_never_changes_a_bundle(workspace, parts):
