@@ -283,7 +283,7 @@ def test_an_unknown_item_is_not_found_and_a_wrong_k_is_named(http, tiny_release)
 
 
 def test_the_printed_command_asks_a_real_question(endpoint):
-    words = shlex.split(endpoint.curl({"user_id": "u001", "k": 2}))
+    words = shlex.split(endpoint.curl({"user_id": "u001", "history": ["Schindler's List"], "k": 2}))
     headers = dict(words[n + 1].split(": ", 1) for n, word in enumerate(words) if word == "-H")
     response = httpx.post(words[2], headers=headers, content=words[words.index("-d") + 1])
     assert words[:2] == ["curl", "-s"]
@@ -295,6 +295,21 @@ def test_a_port_that_is_taken_is_not_shared(ray_session, endpoint, release_uri, 
     with pytest.raises(ClusterError) as caught:
         start(ServeConfig(port=port), release_uri, str(folder / "events"))
     assert str(caught.value) == f"Port {port} is taken: stop what listens there, or set serve.port to another."
+
+
+def test_a_serve_that_already_runs_is_neither_joined_nor_stopped(ray_session, endpoint, http, release_uri, folder):
+    with pytest.raises(ClusterError) as caught:
+        start(ServeConfig(port=free_port()), release_uri, str(folder / "events"))
+    assert str(caught.value).startswith("Ray Serve already runs on this cluster (applications: llmrec")
+    assert str(caught.value).endswith(
+        "), and stopping this endpoint would stop it: deploy with `serve deploy serve_config.yaml`, or stop that one "
+        "with `serve shutdown`."
+    )
+    assert recommend(http, user_id="u001")["items"]
+
+
+def test_a_key_does_not_show_where_an_endpoint_is_printed(endpoint):
+    assert "the key" not in repr(endpoint)
 
 
 def test_a_missing_release_is_named_before_anything_starts(ray_session, folder):
@@ -383,7 +398,7 @@ def test_a_failing_stage_that_is_needed_is_unavailable_and_not_ready(http, broke
 
 
 def test_events_survive_a_restart_of_the_endpoint_and_the_loss_of_its_view(
-    ray_session, endpoint, http, release_uri, folder
+    ray_session, endpoint, http, release_uri, folder, monkeypatch
 ):
     click(http, "before the restart", "returning visitor", "i001")
     endpoint.stop()
@@ -391,7 +406,9 @@ def test_events_survive_a_restart_of_the_endpoint_and_the_loss_of_its_view(
     for file in (folder / "events").glob("view.sqlite*"):
         file.unlink()
     config = ServeConfig(port=free_port(), limits=LIMITS)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with start(config, release_uri, str(folder / "events")) as again:
+        monkeypatch.delenv("http_proxy")
         assert isinstance(again, Endpoint)
         assert len(again.api_key) >= 32
         with httpx.Client(base_url=again.url, headers={"Authorization": f"Bearer {again.api_key}"}) as client:

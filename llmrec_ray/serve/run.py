@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import secrets
+import shlex
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import ray
@@ -32,14 +34,14 @@ class Endpoint:
     """A running endpoint; use it in a `with` block, or call `stop`."""
 
     url: str
-    api_key: str
+    api_key: str = field(repr=False)
     release_id: str
 
     def curl(self, body: dict[str, object]) -> str:
         """A command that asks for a recommendation, ready to paste."""
         return (
             f"curl -s {self.url}/v1/recommend -H 'Authorization: Bearer {self.api_key}' "
-            f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+            f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
         )
 
     def wait(self) -> None:
@@ -47,7 +49,7 @@ class Endpoint:
         threading.Event().wait()
 
     def stop(self) -> None:
-        """Shut Serve and its proxy down; returns when nothing listens any more."""
+        """Shut Serve and its proxy down; returns when nothing listens any more, or after READY_TIMEOUT_S."""
         from ray import serve
 
         serve.shutdown()
@@ -69,7 +71,7 @@ def start(
     """Serve a Release on the Ray that is connected, and return when every stage is ready.
 
     The key is `api_key`, else LLMREC_API_KEY, else a new random one. Raises ClusterError when the port is
-    taken or the stages do not become ready, and what `load_release` raises.
+    taken, Serve already runs there or the stages do not become ready, and what `load_release` raises.
     """
     assert ray.is_initialized(), "start() without a connected Ray. This is a bug."
     set_serve_flags()
@@ -86,6 +88,7 @@ def start(
         release_uri=release_uri, events_folder=events_folder, api_key_sha256=hash_key(key), **stages
     )
     application = build(args)
+    _check_serve_is_ours()
     serve.start(http_options={"host": config.host, "port": config.port})
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
@@ -96,6 +99,19 @@ def start(
     return Endpoint(url=f"http://{config.host}:{config.port}", api_key=key, release_id=release_id)
 
 
+def _check_serve_is_ours() -> None:
+    """Serve has one proxy and one shutdown for a whole cluster, and somebody else's must survive ours."""
+    from ray import serve
+
+    status = serve.status()
+    if status.proxies or status.applications:
+        running = ", ".join(status.applications) or "none"
+        raise ClusterError(
+            f"Ray Serve already runs on this cluster (applications: {running}), and stopping this endpoint would "
+            "stop it: deploy with `serve deploy serve_config.yaml`, or stop that one with `serve shutdown`."
+        )
+
+
 def _listens(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
@@ -104,14 +120,15 @@ def _listens(host: str, port: int) -> bool:
 
 def _wait_until_ready(url: str) -> str:
     deadline = time.monotonic() + READY_TIMEOUT_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY is for other machines
     last = "no answer"
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            with direct.open(f"{url}/readyz", timeout=10) as answer:
                 return str(json.load(answer)["release"])
         except urllib.error.HTTPError as error:
             last = f"{error.code} {error.read()[:200]!r}"
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             last = str(error)
         time.sleep(POLL_S)
     raise ClusterError(
