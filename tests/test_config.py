@@ -30,6 +30,11 @@ def test_dotted_overrides_reach_their_section_and_scientific_notation_is_a_numbe
     assert recipe.fusion.weights == {"neural": 1.0}
 
 
+def test_an_override_that_is_quoted_or_only_looks_like_a_number_stays_text():
+    recipe = load_recipe("movielens-100k", overrides=["name=1e5", "data.interactions.columns.user_id='7'"])
+    assert (recipe.name, recipe.data.interactions.columns.user_id) == ("1e5", "7")
+
+
 def test_a_recipe_survives_the_round_trip_through_json():
     recipe = load_recipe("movielens-100k", overrides=["model.time_constants=[1, null]"])
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
@@ -79,7 +84,8 @@ def test_a_recipe_that_would_only_fail_or_do_nothing_later_is_refused_at_once(ov
 
 
 @pytest.mark.parametrize("override", [
-    "retrieval.candidates={}", "evaluate.ks=[]", "model.time_constants=[]", "data.interactions.paths=[]",
+    "retrieval.candidates={}", "evaluate.ks=[]", "model.time_constants=[]", "model.ncf_hidden=[]",
+    "data.interactions.paths=[]",
 ])
 def test_a_list_that_needs_an_entry_may_not_be_empty(override):
     assert f"{override.partition('=')[0]}: " in refusal(override)

@@ -91,19 +91,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"The override {override!r} sets a key below {part!r}, which is a value, not a section.")
         node = child
     try:
-        node[leaf] = _number(yaml.safe_load(value))
+        node[leaf] = yaml.safe_load(value)  # YAML 1.1 reads `1e-4` as text, which the schema takes for a number
     except yaml.YAMLError:
         raise ConfigError(f"The value of the override {override!r} is not valid YAML.") from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-4` as text; people who type it mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _explain(error: ValidationError, origin: str) -> str:

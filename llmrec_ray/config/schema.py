@@ -166,7 +166,7 @@ class ModelConfig(Section):
     """Dropout in the user tower."""
     id_dropout: Dropout = 0.2
     """Share of items whose id embedding is hidden in a step, so that text alone gives a usable vector."""
-    ncf_hidden: tuple[PositiveInt, ...] = (64, 32)
+    ncf_hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
     """Hidden widths of the NeuMF head's MLP (He et al. 2017); its scores are the `ncf` signal."""
 
 
