@@ -68,7 +68,10 @@ def measure(recipe: Recipe, seeds: list[int]) -> dict[str, Any]:
             signal: _spread([table["signals"][signal]["ndcg@10"] for table in tables])
             for signal in tables[0]["signals"]
         },
-        "baselines": {name: metrics["ndcg@10"] for name, metrics in tables[0]["baselines"].items()},
+        "baselines": {
+            name: _spread([table["baselines"][name]["ndcg@10"] for table in tables])
+            for name in tables[0]["baselines"]
+        },
         "seconds": {name: round(statistics.mean(values), 2) for name, values in seconds.items()},
     }
 
@@ -79,7 +82,7 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"{'NDCG@10':<28}{'mean':>8}{'sd':>8}")
     rows = {"served pipeline": result["model"]["ndcg@10"]}
     rows |= {f"signal {name}": spread for name, spread in result["signals"].items()}
-    rows |= {f"baseline {name}": {"mean": value, "sd": 0.0} for name, value in result["baselines"].items()}
+    rows |= {f"baseline {name}": spread for name, spread in result["baselines"].items()}
     for name, spread in rows.items():
         print(f"{name:<28}{spread['mean']:>8.4f}{spread['sd']:>8.4f}")
     print(f"\n{'stage':<28}{'seconds':>8}")
