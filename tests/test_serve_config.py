@@ -10,6 +10,7 @@ from llmrec_ray.config import AppConfig, ServeConfig
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.serve import ServeArgs
 from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
+from llmrec_ray.serve.replicas import EncoderReplica
 
 FILE = Path(__file__).parent.parent / "serve_config.yaml"
 ARGS = {"release_uri": "r", "events_folder": "e"}
@@ -55,6 +56,15 @@ def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_r
 def test_a_wrong_argument_is_refused(wrong):
     with pytest.raises(ValidationError):
         ServeArgs.model_validate(ARGS | wrong)
+
+
+@pytest.mark.parametrize(("reserved", "devices"), [([], []), (["0"], ["cuda"])])
+def test_the_encoder_computes_on_the_gpu_that_its_deployment_reserves(tiny_release, monkeypatch, reserved, devices):
+    moved: list[str] = []
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: reserved)
+    monkeypatch.setattr("llmrec_ray.model.encoder.TextEncoder.to", lambda _, device: moved.append(device))
+    assert EncoderReplica(tiny_release).held_release() == tiny_release.id
+    assert moved == devices
 
 
 def test_a_recipe_configures_everything_that_the_application_takes():

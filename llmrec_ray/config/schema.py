@@ -318,7 +318,7 @@ class Replicas(Section):
     num_cpus: Annotated[float, Field(ge=0.0)] = 0.25
     """Logical CPUs per replica, for placement."""
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs per replica."""
+    """GPUs per replica; only the encoder computes on one."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Replicas:

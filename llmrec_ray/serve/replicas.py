@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ray
+
 from llmrec_ray.recommend import Encoder, Reranker, Retriever, open_bundle, open_dataset, open_index
 from llmrec_ray.release import Release
 
@@ -9,10 +11,13 @@ __all__ = ["EncoderReplica", "RerankerReplica", "RetrieverReplica"]
 
 
 class EncoderReplica(Encoder):
-    """Text → vector."""
+    """Text → vector, on the GPU where the deployment reserves one."""
 
     def __init__(self, release: Release) -> None:
-        super().__init__(open_bundle(release))
+        bundle = open_bundle(release)
+        if ray.get_gpu_ids():
+            bundle.encoder.to("cuda")
+        super().__init__(bundle)
         self._release_id = release.id
 
     def held_release(self) -> str:
