@@ -143,6 +143,12 @@ def test_ray_and_any_number_of_blocks_give_the_same_bytes(tmp_path, ray_session)
         assert there.id == here.id
 
 
+def test_a_wrong_template_is_named_on_ray_too(tmp_path, ray_session):
+    write_shop(tmp_path)
+    with pytest.raises(ConfigError, match=r"^The text template '\{name!r\}' must name columns in braces"):
+        run(tmp_path, shop_recipe(items={"template": "{name!r}"}), use_ray=True)
+
+
 def test_errors_on_ray_read_like_errors_here(tmp_path, ray_session):
     write_shop(tmp_path)
     (tmp_path / "log" / f"{DAYS[1]}.csv").write_text("when,visitor,sku_id\n")

@@ -60,7 +60,7 @@ def _pack(number: int, source: SourceFile, data: DataConfig) -> dict[str, Any]:
     """An error that a person must read travels as a value; Ray would wrap it in a stack of its own."""
     try:
         parsed = parse_file(source, data)
-    except errors.DataError as error:
+    except errors.LlmrecError as error:
         return _row(number, error=type(error).__name__, message=str(error))
     return _row(number, parsed.sha256, _to_bytes(parsed.good), _to_bytes(parsed.quarantine))
 
