@@ -38,14 +38,10 @@ class Columns:
     SPLIT: Final = "split"
     TEXT: Final = "text"
     TITLE: Final = "title"
-    ITEM_ROWS: Final = "item_rows"
-    TIMESTAMPS: Final = "timestamps"
     FILE: Final = "file"
     POSITION: Final = "position"
     REASON: Final = "reason"
     RAW: Final = "raw"
-    EVENT_ID: Final = "event_id"
-    EVENT: Final = "event"
 
 
 @dataclass(frozen=True)

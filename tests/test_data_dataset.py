@@ -55,7 +55,6 @@ def test_arrays_are_64_bit_integers(uri):
     histories = dataset.histories("train")
     for array in (histories.user_rows, histories.indptr, histories.item_rows, dataset.targets("test")):
         assert array.dtype == np.int64
-    assert dataset.train_items().dtype == np.int64
 
 
 def test_texts_titles_and_attributes_follow_the_rows(uri):

@@ -109,7 +109,6 @@ def test_histories_are_oldest_first_and_the_last_two_events_are_held_out(tmp_pat
         assert dataset.targets("validation")[user_row] == seen[-2]
         assert dataset.targets("test")[user_row] == seen[-1]
     assert dataset.histories("train").user_rows.tolist() == list(range(8))
-    assert dataset.train_items().tolist() == sorted(set(dataset.histories("train").item_rows.tolist()))
 
 
 def test_times_are_read_in_utc(tmp_path):

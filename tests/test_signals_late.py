@@ -1,4 +1,3 @@
-import json
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def test_calibration_does_not_depend_on_who_else_is_in_the_request():
 
 def test_calibration_survives_json():
     calibration = Calibration.fit(scores_and_targets()[0])
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
 
 
 def test_shares_add_up_to_the_total_and_a_missing_opinion_has_none():

@@ -110,7 +110,7 @@ class DataConfig(Section):
     items: TableConfig | None = None
     """Item descriptions; without them the text signal is off and items have only their ids."""
     users: TableConfig | None = None
-    """User descriptions (profiles); optional."""
+    """User descriptions (profiles), kept with the Dataset; no signal reads them."""
     min_user_interactions: PositiveInt = 5
     """k-core: users with fewer events are dropped (3 is the least that a leave-one-out split can use)."""
     min_item_interactions: PositiveInt = 1

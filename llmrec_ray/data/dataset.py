@@ -107,10 +107,6 @@ class Dataset:
         )
         return events[Columns.ITEM_ROW].to_numpy().astype(np.int64)
 
-    def train_items(self) -> IntArray:
-        """Item rows that occur in train, sorted, int64."""
-        return np.unique(self.histories("train").item_rows)
-
     @cached_property
     def _item_texts(self) -> pl.DataFrame:
         return pl.read_parquet(self.artifact.path / "item_texts.parquet")

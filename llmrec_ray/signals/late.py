@@ -8,7 +8,7 @@ fixed, so that the same pair gets the same score offline and online. Shapes: B =
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,15 +45,6 @@ class Calibration(BaseModel):
             means={name: float(values.mean()) for name, values in counted.items()},
             stds={name: float(values.std()) or 1.0 for name, values in counted.items()},
         )
-
-    def to_dict(self) -> dict[str, dict[str, float]]:
-        """As JSON, for the Bundle."""
-        return {"means": self.means, "stds": self.stds}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """The calibration that `to_dict` came from."""
-        return cls.model_validate(value)
 
     def apply(self, name: str, raw: FloatArray) -> FloatArray:
         """The raw scores in standard deviations from the signal's mean; NaN stays NaN."""
