@@ -36,6 +36,7 @@ QUIET_LOGGERS = {
     "ray.tune": logging.WARNING,
 }
 QUIET = {
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # read when ray.data is imported, which may be later than `_quieten`
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the old one warns at every start
 }
 

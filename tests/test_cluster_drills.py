@@ -165,7 +165,8 @@ def test_training_and_serving_run_on_a_cluster_of_three_raylets(board_file):
     assert int(nodes) >= 2
 
 
-def test_the_demo_serves_until_interrupted_and_then_leaves_nothing_running(board_file, tmp_path):
+@pytest.mark.parametrize(("ending", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_demo_serves_until_told_to_end_and_then_leaves_nothing_running(board_file, tmp_path, ending, status):
     recipe = yaml.safe_load(board_file.read_text())
     url = f"http://127.0.0.1:{recipe['serve']['port']}"
     environment = os.environ | {"LLMREC_API_KEY": "a-key-for-this-test"}
@@ -182,9 +183,9 @@ def test_the_demo_serves_until_interrupted_and_then_leaves_nothing_running(board
     assert summary["model"]["ndcg@10"] > 0.9
     answer = post(f"{url}/v1/recommend", "a-key-for-this-test", {"user_id": "u000", "k": 3})
     assert answer["release"] == summary["release"]
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, ending)
     process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "a-key-for-this-test" in log.read_text()
     assert "Traceback" not in log.read_text()
     with pytest.raises(OSError):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from pydantic import ValidationError
 
 from llmrec_ray.config import AppConfig, ServeConfig
 from llmrec_ray.errors import ConfigError
-from llmrec_ray.serve import ServeArgs
+from llmrec_ray.serve import Endpoint, ServeArgs
 from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
 from llmrec_ray.serve.replicas import EncoderReplica
 
@@ -65,6 +68,14 @@ def test_the_encoder_computes_on_the_gpu_that_its_deployment_reserves(tiny_relea
     monkeypatch.setattr("llmrec_ray.model.encoder.TextEncoder.to", lambda _, device: moved.append(device))
     assert EncoderReplica(tiny_release).held_release() == tiny_release.id
     assert moved == devices
+
+
+def test_waiting_ends_when_the_process_is_told_to_end():
+    endpoint = Endpoint(url="http://127.0.0.1:1", api_key="key", release_id="release")
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    endpoint.wait()
+    timer.join()
 
 
 def test_a_recipe_configures_everything_that_the_application_takes():

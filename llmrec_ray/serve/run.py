@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import threading
 import time
@@ -45,8 +46,13 @@ class Endpoint:
         )
 
     def wait(self) -> None:
-        """Return only when the process is interrupted."""
-        threading.Event().wait()
+        """Return when the process is told to end (SIGTERM); Ctrl-C raises KeyboardInterrupt as always."""
+        told = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+        try:
+            told.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
         """Shut Serve and its proxy down; returns when nothing listens any more, or after READY_TIMEOUT_S."""
