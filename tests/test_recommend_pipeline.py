@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import IndexConfig, RequestLimits
@@ -211,6 +212,12 @@ def test_weights_for_signals_that_the_release_lacks_are_refused(parts, tiny_rele
         assert str(caught.value) == (
             "Release unpublished has no signal item_item; it has ncf, neural, popularity, text: weigh only these."
         )
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1e300, float("inf"), float("nan")])
+def test_a_weight_that_would_give_no_finite_score_is_refused(weight):
+    with pytest.raises(ValidationError, match="should be (greater|less) than or equal to"):
+        Request(user_id="u001", weights={"neural": weight})
 
 
 def test_the_signals_of_a_release_are_known_without_loading_it(parts, tiny_release):

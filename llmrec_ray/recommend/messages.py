@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 AttributeValue = str | int | float
 
 

@@ -52,7 +52,7 @@ class Endpoint:
         try:
             told.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: Ray's own, set below Python
 
     def stop(self) -> None:
         """Shut Serve and its proxy down; returns when nothing listens any more, or after READY_TIMEOUT_S."""
