@@ -66,6 +66,8 @@ def test_rules_across_fields_name_the_remedy():
      "fusion: fusion.signals is empty, so nothing would rank the items: name a signal"),
     (["fusion.weights={neural: 0}"],
      "fusion: every weight in fusion.weights is 0, so nothing would rank the items: give one a weight"),
+    (["fusion.weights={neural: 1}", "fusion.mode=neural"],
+     "fusion: fusion.weights has no effect with fusion.mode neural: set mode to late, or leave it out"),
     (["fusion.signals=[neural]", "retrieval.candidates={neural: 9}", "fusion.weights={neural: 1, item_item: 1}"],
      "recipe: fusion.weights names item_item, but there will be no such signal: text needs data.items, and item_item "
      "must be among fusion.signals; add it there, or leave the weight out"),

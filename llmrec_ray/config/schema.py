@@ -197,6 +197,8 @@ class FusionConfig(Section):
             raise ValueError("fusion.signals is empty, so nothing would rank the items: name a signal")
         if self.weights is not None and not any(self.weights.values()):
             raise ValueError("every weight in fusion.weights is 0, so nothing would rank the items: give one a weight")
+        if self.weights is not None and self.mode == "neural":
+            raise ValueError("fusion.weights has no effect with fusion.mode neural: set mode to late, or leave it out")
         return self
 
 
