@@ -216,7 +216,7 @@ def test_weights_for_signals_that_the_release_lacks_are_refused(parts, tiny_rele
 
 @pytest.mark.parametrize("weight", [-0.1, 1e300, float("inf"), float("nan")])
 def test_a_weight_that_would_give_no_finite_score_is_refused(weight):
-    with pytest.raises(ValidationError, match="should be (greater|less) than or equal to"):
+    with pytest.raises(ValidationError, match=r"should be (greater|less) than or equal to"):
         Request(user_id="u001", weights={"neural": weight})
 
 
