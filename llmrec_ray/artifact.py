@@ -41,6 +41,7 @@ __all__ = [
     "create_artifact",
     "open_artifact",
     "read_json",
+    "remove_artifact",
     "write_json_atomic",
 ]
 
@@ -142,6 +143,13 @@ def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artif
 def cache_folder() -> Path:
     """Where downloads are kept on this machine: LLMREC_CACHE, or ~/.cache/llmrec_ray."""
     return Path(os.environ.get("LLMREC_CACHE", Path.home() / ".cache" / "llmrec_ray"))
+
+
+def remove_artifact(artifact: Artifact) -> None:
+    """Delete a committed artifact, manifest first, so that nobody can open a part of it."""
+    filesystem, base = _filesystem(artifact.uri)
+    filesystem.delete_file(f"{base}/{MANIFEST}")
+    filesystem.delete_dir(base)
 
 
 class Workspace:

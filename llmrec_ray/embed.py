@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 from safetensors.numpy import load_file, save_file
@@ -68,7 +69,10 @@ def _here(texts: list[str], encoder: TextEncoder) -> FloatArray:
 
 
 def _with_ray(texts: list[str], config: EncoderConfig) -> FloatArray:
-    """Spread over actors; blocks of neighbours in length keep padding low inside each actor's batches."""
+    """Spread over actors; blocks of neighbours in length keep padding low inside each actor's batches.
+
+    On a cluster with GPUs every actor takes one.
+    """
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -78,6 +82,7 @@ def _with_ray(texts: list[str], config: EncoderConfig) -> FloatArray:
     encoded = ray.data.from_items(table).map_batches(
         _EncodeBatch, fn_constructor_args=(config,), batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=config.num_actors), num_cpus=1,
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) else None,
     )
     vectors: list[FloatArray] = [np.empty(0, np.float32)] * len(texts)
     with tqdm(total=len(texts), desc="embed", unit="text") as bar:
@@ -92,7 +97,8 @@ class _EncodeBatch:
     """What an actor of Ray Data runs: loads the encoder once, then turns batches of texts into vectors."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        self._encoder = TextEncoder.load(resolve_model(config.model), config)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._encoder = TextEncoder.load(resolve_model(config.model), config).to(device)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"row": batch["row"], "vector": self._encoder.encode(batch["text"].tolist())}

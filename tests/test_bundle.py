@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llmrec_ray.artifact import Artifact, Workspace, open_artifact
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact, remove_artifact
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.train.finish import _check_reloaded
 from llmrec_ray.types import Histories
 from tests.tiny_release import write_tiny_bundle
 
@@ -106,3 +107,22 @@ def test_arrays_that_cannot_be_read_are_refused(copied):
         Bundle(open_artifact(str(copied), "bundle", verify=False))
     assert str(caught.value).startswith(f"{copied / 'arrays.safetensors'} cannot be read (")
     assert str(caught.value).endswith("): restore it or train again.")
+
+
+def test_a_bundle_that_scores_differently_from_what_was_trained_is_noticed(artifact, dataset):
+    trained = Bundle.open(artifact.uri)
+    _check_reloaded(artifact, trained, dataset)
+    trained.item_vectors = trained.item_vectors * 1.001
+    with pytest.raises(CorruptArtifactError) as caught:
+        _check_reloaded(artifact, trained, dataset)
+    assert str(caught.value) == (
+        f"The Bundle {artifact.uri} scores neural differently from the model that was trained: the disk or the "
+        "library versions cannot be trusted; train again."
+    )
+
+
+def test_a_removed_bundle_is_gone(copied):
+    remove_artifact(open_artifact(str(copied), "bundle"))
+    assert not copied.exists()
+    with pytest.raises(ArtifactNotFoundError):
+        open_artifact(str(copied), "bundle")

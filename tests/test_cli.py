@@ -106,6 +106,15 @@ def test_every_stage_runs_from_the_command_line_and_ends_with_one_json_object(ca
         assert sum(item["shares"].values()) == pytest.approx(item["score"], abs=1e-4)
 
 
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--user", "u000", "-k", "0"), "k: Input should be greater than or equal to 1 (got 0)."),
+    (("--user", ""), "user_id: String should have at least 1 character (got '')."),
+])
+def test_recommend_refuses_a_bad_request_by_field(capsys, board_file, arguments, said):
+    status, message = failure(capsys, "recommend", "--config", str(board_file), *arguments)
+    assert (status, message) == (1, f"llmrec recommend: {said}\n")
+
+
 def test_rolling_back_without_an_earlier_release_is_refused(capsys, board_file, tmp_path):
     status, message = failure(capsys, "publish", "--rollback", "--config", str(board_file))
     assert status == 1

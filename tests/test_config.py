@@ -138,3 +138,17 @@ def test_loading_a_recipe_imports_neither_torch_nor_ray():
         assert not {"torch", "ray", "transformers"} & set(sys.modules)
     """)
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("override", [
+    "workspace=s3://KEY:SECRET@bucket/work", "data.interactions.paths=['s3://bucket/log?access_key=KEY']",
+])
+def test_credentials_in_a_uri_are_refused_without_being_shown(override):
+    message = refusal(override)
+    assert "the URI carries credentials, which would be written into every artifact: take them out" in message
+    assert "SECRET" not in message and "KEY" not in message
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/work", "gs://bucket/a@b", "/data/a:b@c", "s3://bucket/w?region=eu-1"])
+def test_uris_without_credentials_are_accepted(uri):
+    assert load_recipe("movielens-100k", overrides=[f"workspace={uri}"]).workspace == uri

@@ -49,8 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     recommend = verb("recommend", "Recommend in this process, without a server.")
     _artifact_options(recommend, "release")
     recommend.add_argument("--user", help="id of a user")
-    recommend.add_argument("--history", nargs="+", default=[], metavar="ITEM", help="item ids, oldest first")
-    recommend.add_argument("--query", help="free text")
+    recommend.add_argument("--history", nargs="+", metavar="ITEM", help="item ids, oldest first")
+    recommend.add_argument("--query", help="what is wanted, in words")
+    recommend.add_argument("--profile", help="who this is, in words")
     recommend.add_argument("-k", type=int, default=10, help="length of the list (default 10)")
     return parser
 

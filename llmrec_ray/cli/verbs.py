@@ -9,9 +9,12 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
+
 from llmrec_ray import stages
 from llmrec_ray.artifact import Artifact
 from llmrec_ray.config import Recipe
+from llmrec_ray.errors import RequestError
 
 __all__ = ["VERBS"]
 
@@ -66,9 +69,15 @@ def _serve(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
 def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
     from llmrec_ray.recommend import Request
 
-    request = Request(
-        user_id=arguments.user, history=arguments.history, query=arguments.query, k=arguments.k, explain=True
-    )
+    try:
+        request = Request(
+            user_id=arguments.user, history=arguments.history, query=arguments.query, profile=arguments.profile,
+            k=arguments.k, explain=True,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0])
+        raise RequestError(f"{field}: {problem['msg']} (got {problem['input']!r}).", field=field) from None
     emit(stages.recommend_stage(recipe, request, arguments.release).model_dump(mode="json"))
 
 

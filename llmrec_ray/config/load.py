@@ -105,6 +105,8 @@ def _explain(error: ValidationError, origin: str) -> str:
             lines.append(f"  {key}: unknown key{_suggest(path)}")
         elif problem["type"] == "value_error":
             lines.append(f"  {key}: {problem['ctx']['error']}")
+        elif isinstance(problem["input"], (list, dict)):
+            lines.append(f"  {key}: {problem['msg']}")
         else:
             lines.append(f"  {key}: {problem['msg']} (got {problem['input']!r})")
     return "\n".join(lines)

@@ -5,9 +5,10 @@ Entry points receive the whole `Recipe`; components receive their section only.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 __all__ = [
     "AppConfig",
@@ -40,6 +41,18 @@ BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency"
 SourceName = Literal["neural", "item_item", "text", "popularity"]
 
 
+def _without_credentials(uri: str) -> str:
+    if re.search(r"://[^/?#]*:[^/?#]*@|[?&](access_key|secret_key|session_token)=", uri):
+        raise ValueError(
+            "the URI carries credentials, which would be written into every artifact: take them out and give them "
+            "through the environment or the machine's role"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_credentials)]
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys refused."""
 
@@ -62,7 +75,7 @@ class LogColumns(Section):
 class LogConfig(Section):
     """Where the behaviour log is and how to read it."""
 
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    paths: Annotated[tuple[Uri, ...], Field(min_length=1)]
     """Files or globs; `{raw}` is the folder that `data fetch` fills."""
     format: FileFormat = "parquet"
     """How the files are encoded; TSV and CSV need a header row."""
@@ -86,7 +99,7 @@ class LogConfig(Section):
 class TableConfig(Section):
     """A table of items or users with their descriptions."""
 
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    paths: Annotated[tuple[Uri, ...], Field(min_length=1)]
     """Files or globs; `{raw}` is the folder that `data fetch` fills."""
     format: FileFormat = "parquet"
     """How the files are encoded."""
@@ -375,7 +388,7 @@ class Recipe(Section):
 
     name: str
     """Short name; artifacts and logs carry it."""
-    workspace: str = "runs/{name}"
+    workspace: Uri = "runs/{name}"
     """Folder or URI (`/path`, `file://`, `s3://`, `gs://`) that receives every artifact."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""

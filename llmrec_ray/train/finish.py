@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmrec_ray.artifact import Artifact, Workspace
+from llmrec_ray.artifact import Artifact, Workspace, remove_artifact
 from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
 from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
@@ -85,7 +85,11 @@ def train_bundle(
     trained = run_training(recipe, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
     scorer, parts, metrics = _assemble(recipe, dataset, text, signals, trained)
     artifact = save_bundle(workspace.root("bundle"), parts, parents={"dataset": dataset.id}, metrics=metrics)
-    _check_reloaded(artifact, scorer, dataset)
+    try:
+        _check_reloaded(artifact, scorer, dataset)
+    except CorruptArtifactError:
+        remove_artifact(artifact)
+        raise
     workspace.set_latest("bundle", artifact.uri)
     return artifact
 
