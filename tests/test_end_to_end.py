@@ -10,6 +10,8 @@ import pytest
 from llmrec_ray import stages
 from tests.boards import board_recipe
 
+SIGINT_AS_IT_WAS = signal.getsignal(signal.SIGINT)
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -67,7 +69,7 @@ def test_a_model_tuned_by_two_processes_under_zero2_answers_over_http(tuned):
 
 
 def test_training_leaves_the_meaning_of_ctrl_c_as_it_was(tuned):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is SIGINT_AS_IT_WAS
 
 
 def test_a_checkerboard_is_learnt_from_files_to_evaluation(board_folder, tiny_encoder, tmp_path, ray_session):
