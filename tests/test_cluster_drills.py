@@ -173,8 +173,8 @@ def test_the_demo_serves_until_told_to_end_and_then_leaves_nothing_running(board
     log = tmp_path / "demo.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            ["env", "--default-signal=INT", *LLMREC, "demo", "--config", str(board_file), "--json"], env=environment, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=stderr, text=True,
+            ["env", "--default-signal=INT", *LLMREC, "demo", "--config", str(board_file), "--json"],
+            env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=stderr, text=True,
         )
     line = process.stdout.readline()
     assert line, log.read_text()[-5000:]
