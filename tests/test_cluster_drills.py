@@ -1,5 +1,6 @@
 """Drills that need a cluster of their own: job submission, three raylets, and the demo as a stranger starts it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,12 +10,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llmrec_ray.cluster import SERVE_FLAGS
+from llmrec_ray.cluster import HAPROXY_PORTS, SERVE_FLAGS, _free_ports
 from tests.boards import board_recipe
 from tests.test_end_to_end import free_port, post
 
@@ -39,7 +41,7 @@ def board_file(board_folder, tiny_encoder, tmp_path):
 def head():
     """A Ray head with a dashboard, in the foreground of a process of its own; yields its environment and address."""
     port, dashboard = free_port(), free_port()
-    environment = os.environ | SERVE_FLAGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    environment = own_proxy() | SERVE_FLAGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
     command = [
         RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=6",
         f"--dashboard-agent-listen-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats",
@@ -51,6 +53,11 @@ def head():
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+
+
+def own_proxy() -> dict[str, str]:
+    """An environment in which Serve's proxy takes ports that are free on this machine."""
+    return dict(os.environ) | _free_ports(HAPROXY_PORTS)
 
 
 def wait_for(url: str, process: subprocess.Popen, timeout_s: float = 90) -> None:
@@ -158,35 +165,60 @@ cluster.shutdown()
 
 
 def test_training_and_serving_run_on_a_cluster_of_three_raylets(board_file):
-    result = subprocess.run([sys.executable, "-c", THREE_RAYLETS, str(board_file)], capture_output=True, text=True)
+    command = [sys.executable, "-c", THREE_RAYLETS, str(board_file)]
+    result = subprocess.run(command, env=own_proxy(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     items, nodes = result.stdout.split()[-3], result.stdout.split()[-1]
     assert int(items) == 5
     assert int(nodes) >= 2
 
 
-@pytest.mark.parametrize(("ending", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_the_demo_serves_until_told_to_end_and_then_leaves_nothing_running(board_file, tmp_path, ending, status):
-    recipe = yaml.safe_load(board_file.read_text())
-    url = f"http://127.0.0.1:{recipe['serve']['port']}"
-    environment = os.environ | {"LLMREC_API_KEY": "a-key-for-this-test"}
-    log = tmp_path / "demo.log"
+def test_the_demo_serves_until_terminated_and_then_leaves_nothing_running(board_file, tmp_path):
+    with running(["demo", "--config", str(board_file), "--json"], tmp_path / "demo.log") as process:
+        line = process.stdout.readline()
+        assert line, (tmp_path / "demo.log").read_text()[-5000:]
+        summary = json.loads(line)
+        assert summary["dataset"] == "board"
+        assert summary["model"]["ndcg@10"] > 0.9
+        answer = post(f"{endpoint_of(board_file)}/v1/recommend", KEY, {"user_id": "u000", "k": 3})
+        assert answer["release"] == summary["release"]
+        end(process, signal.SIGTERM, 0, endpoint_of(board_file), tmp_path / "demo.log")
+
+
+def test_ctrl_c_ends_llmrec_serve_and_leaves_nothing_running(board_file, tmp_path):
+    subprocess.run([*LLMREC, "demo", "--no-serve", "--config", str(board_file)], check=True)
+    with running(["serve", "--config", str(board_file), "--json"], tmp_path / "serve.log") as process:
+        assert json.loads(process.stdout.readline()) == {"url": endpoint_of(board_file)}
+        end(process, signal.SIGINT, 130, endpoint_of(board_file), tmp_path / "serve.log")
+
+
+KEY = "a-key-for-this-test"
+
+
+def endpoint_of(board_file: Path) -> str:
+    return f"http://127.0.0.1:{yaml.safe_load(board_file.read_text())['serve']['port']}"
+
+
+@contextlib.contextmanager
+def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
+    """The command in a session of its own, with SIGINT as a terminal leaves it; killed if the test gives up."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            ["env", "--default-signal=INT", *LLMREC, "demo", "--config", str(board_file), "--json"],
-            env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            ["env", "--default-signal=INT", *LLMREC, *arguments], env=os.environ | {"LLMREC_API_KEY": KEY},
+            start_new_session=True, stdout=subprocess.PIPE, stderr=stderr, text=True,
         )
-    line = process.stdout.readline()
-    assert line, log.read_text()[-5000:]
-    summary = json.loads(line)
-    assert summary["dataset"] == "board"
-    assert summary["model"]["ndcg@10"] > 0.9
-    answer = post(f"{url}/v1/recommend", "a-key-for-this-test", {"user_id": "u000", "k": 3})
-    assert answer["release"] == summary["release"]
-    os.kill(process.pid, ending)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def end(process: subprocess.Popen, how: signal.Signals, status: int, url: str, log: Path) -> None:
+    os.kill(process.pid, how)
     process.communicate(timeout=120)
     assert process.returncode == status
-    assert "a-key-for-this-test" in log.read_text()
     assert "Traceback" not in log.read_text()
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=5)

@@ -14,6 +14,7 @@ from llmrec_ray.errors import ConfigError
 from llmrec_ray.serve import Endpoint, ServeArgs
 from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
 from llmrec_ray.serve.replicas import EncoderReplica
+from llmrec_ray.serve.run import start_failure
 
 FILE = Path(__file__).parent.parent / "serve_config.yaml"
 ARGS = {"release_uri": "r", "events_folder": "e"}
@@ -76,6 +77,19 @@ def test_waiting_ends_when_the_process_is_told_to_end():
     timer.start()
     endpoint.wait()
     timer.join()
+
+
+def test_a_serve_that_does_not_start_is_explained_in_one_sentence():
+    report = """ray::HAProxyManager.ready() (pid=1)
+    RuntimeError: HAProxy crashed during startup: [NOTICE] (1) : haproxy version is 2.8
+    [ALERT]    (27565) : Binding [haproxy.cfg:95] for proxy stats: cannot bind socket (Address already in use)
+    """
+    end = "If a port is taken, stop what listens there or try again; else look at Ray's logs (--verbose shows them)."
+    assert start_failure("http://h:1", report) == (
+        "Ray Serve could not start at http://h:1: Binding [haproxy.cfg:95] for proxy stats: cannot bind socket "
+        f"(Address already in use). {end}"
+    )
+    assert start_failure("http://h:1", "a\nb: c\n") == f"Ray Serve could not start at http://h:1: b: c. {end}"
 
 
 def test_a_recipe_configures_everything_that_the_application_takes():

@@ -25,6 +25,7 @@ from tests.train_boards import (
     inputs_of_board,
     inputs_with_texts,
     train_here,
+    train_in_processes,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -116,7 +117,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_waiting_for_it(tmp_path):
 
 @pytest.mark.drill
 def test_training_survives_a_killed_worker_as_if_nothing_had_happened(tmp_path):
-    whole = train_here(deterministic_recipe(sharding="none", num_workers=1, epochs=12, patience=12))
+    whole = train_in_processes(2, deterministic_recipe(epochs=12, patience=12), tmp_path / "whole")
     run = str(tmp_path / "run")
     with _StopAfter(run, checkpoints=2):
         trained = run_training(deterministic_recipe(epochs=12, patience=12), inputs_of_board(), run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import ray
+from ray.exceptions import RayError
 
 from llmrec_ray.cluster import set_serve_flags
 from llmrec_ray.config import ServeConfig
@@ -28,6 +30,7 @@ __all__ = ["Endpoint", "start"]
 APPLICATION = "llmrec"
 READY_TIMEOUT_S = 180.0
 POLL_S = 0.2
+WAKE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Endpoint:
         told = threading.Event()
         before = signal.signal(signal.SIGTERM, lambda *_: told.set())
         try:
-            told.wait()
+            while not told.wait(WAKE_S):  # Polars' handler of SIGINT does not wake a wait without an end
+                pass
         finally:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: Ray's own, set below Python
 
@@ -85,6 +89,7 @@ def start(
 
     from llmrec_ray.serve.app import build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing Serve has just set it to INFO
     if _listens(config.host, config.port):
         message = f"Port {config.port} is taken: stop what listens there, or set serve.port to another."
         raise ClusterError(message)
@@ -95,14 +100,28 @@ def start(
     )
     application = build(args)
     _check_serve_is_ours()
-    serve.start(http_options={"host": config.host, "port": config.port})
+    url = f"http://{config.host}:{config.port}"
     try:
+        serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(application, name=APPLICATION, route_prefix="/")
-        release_id = _wait_until_ready(f"http://{config.host}:{config.port}")
-    except BaseException:
+        release_id = _wait_until_ready(url)
+    except BaseException as error:
         serve.shutdown()
+        if isinstance(error, (RayError, RuntimeError)):
+            raise ClusterError(start_failure(url, str(error))) from error
         raise
-    return Endpoint(url=f"http://{config.host}:{config.port}", api_key=key, release_id=release_id)
+    return Endpoint(url=url, api_key=key, release_id=release_id)
+
+
+def start_failure(url: str, report: str) -> str:
+    """One sentence for people out of the stack of a Serve that did not start: the proxy's alerts, or the last line."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    alerts = [line.partition(" : ")[2] or line for line in lines if line.startswith("[ALERT]")]
+    reason = "; ".join(alerts) or (lines[-1] if lines else "no reason given")
+    return (
+        f"Ray Serve could not start at {url}: {reason}. If a port is taken, stop what listens there or try again; "
+        "else look at Ray's logs (--verbose shows them)."
+    )
 
 
 def _check_serve_is_ours() -> None:
