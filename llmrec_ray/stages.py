@@ -70,9 +70,11 @@ def ingest_stage(recipe: Recipe) -> Artifact:
     with ray_for(recipe):
         artifact = ingest(recipe, _raw_folder(recipe), _workspace(recipe))
     metrics = artifact.manifest.metrics
+    dropped = ", ".join(f"{count} {name}" for name, count in metrics["rows_dropped_by_filter"].items() if count)
     logger.info(
-        "dataset %s: %d users, %d items, %d of %d events kept, %d quarantined", artifact.id, metrics["users"],
-        metrics["items"], metrics["rows_kept"], metrics["rows_read"], metrics["rows_quarantined"],
+        "dataset %s: %d users, %d items, %d of %d events kept, %d quarantined, dropped: %s", artifact.id,
+        metrics["users"], metrics["items"], metrics["rows_kept"], metrics["rows_read"], metrics["rows_quarantined"],
+        dropped or "none",
     )
     return artifact
 
@@ -207,7 +209,7 @@ def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = 
 def announce(endpoint: Endpoint) -> None:
     """Say where the endpoint listens, with its key and a command to paste."""
     logger.info("The endpoint listens at %s (documentation: %s/docs).", endpoint.url, endpoint.url)
-    logger.info("API key: %s", endpoint.api_key)
+    logger.info("API key: %s", "the one in LLMREC_API_KEY" if endpoint.key_from_environment else endpoint.api_key)
     logger.info("Try: %s", endpoint.curl({"query": "a space adventure for children", "k": 5}))
     logger.info("Ctrl-C stops it.")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 import yaml
@@ -113,6 +114,21 @@ def test_every_stage_runs_from_the_command_line_and_ends_with_one_json_object(ca
 def test_recommend_refuses_a_bad_request_by_field(capsys, board_file, arguments, said):
     status, message = failure(capsys, "recommend", "--config", str(board_file), *arguments)
     assert (status, message) == (1, f"llmrec recommend: {said}\n")
+
+
+def test_recommend_shows_titles_and_shares_and_needs_something_to_go_by(capsys, tiny_release, board_file, tmp_path):
+    release = tmp_path / "release.json"
+    release.write_text(tiny_release.model_dump_json())
+    common = ("recommend", "--config", str(board_file), "--release", str(release))
+    status, shown = failure(capsys, *common, "--user", "u000", "-k", "2")
+    assert status == 0
+    assert re.search(r"thing \d+ \(i\d{3}\)  -?\d\.\d\d = .*item_item [+-]\d", shown)
+    status, message = failure(capsys, *common)
+    assert (status, message) == (
+        1,
+        "llmrec recommend: The request says nothing about who asks or what for: give at least one of user_id, "
+        "history, query and profile.\n",
+    )
 
 
 def test_rolling_back_without_an_earlier_release_is_refused(capsys, board_file, tmp_path):

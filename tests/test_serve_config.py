@@ -79,6 +79,14 @@ def test_waiting_ends_when_the_process_is_told_to_end():
     timer.join()
 
 
+def test_a_key_from_the_environment_is_not_shown_again(monkeypatch):
+    endpoint = Endpoint(url="http://h:1", api_key="secret", release_id="release")
+    assert "'Authorization: Bearer secret'" in endpoint.curl({})
+    monkeypatch.setenv("LLMREC_API_KEY", "secret")
+    assert '"Authorization: Bearer $LLMREC_API_KEY"' in endpoint.curl({})
+    assert "secret" not in endpoint.curl({})
+
+
 def test_a_serve_that_does_not_start_is_explained_in_one_sentence():
     report = """ray::HAProxyManager.ready() (pid=1)
     RuntimeError: HAProxy crashed during startup: [NOTICE] (1) : haproxy version is 2.8

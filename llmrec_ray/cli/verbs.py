@@ -6,6 +6,7 @@ What only one verb needs is imported when it runs, as in `stages`.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -17,6 +18,8 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import RequestError
 
 __all__ = ["VERBS"]
+
+logger = logging.getLogger(__name__)
 
 Emit: TypeAlias = Callable[[dict[str, Any]], None]
 Verb: TypeAlias = Callable[[Recipe, argparse.Namespace, Emit], None]
@@ -78,7 +81,13 @@ def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> Non
         problem = error.errors()[0]
         field = str(problem["loc"][0])
         raise RequestError(f"{field}: {problem['msg']} (got {problem['input']!r}).", field=field) from None
-    emit(stages.recommend_stage(recipe, request, arguments.release).model_dump(mode="json"))
+    response = stages.recommend_stage(recipe, request, arguments.release)
+    for item in response.items:
+        shares = ", ".join(f"{name} {share:+.2f}" for name, share in (item.shares or {}).items() if share)
+        logger.info("%s (%s)  %.2f = %s", item.title, item.item_id, item.score, shares)
+    for note in response.notes:
+        logger.info("%s", note)
+    emit(response.model_dump(mode="json"))
 
 
 def _demo(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:

@@ -44,9 +44,20 @@ class Endpoint:
     def curl(self, body: dict[str, object]) -> str:
         """A command that asks for a recommendation, ready to paste."""
         return (
-            f"curl -s {self.url}/v1/recommend -H 'Authorization: Bearer {self.api_key}' "
+            f"curl -s {self.url}/v1/recommend -H {self._header} "
             f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
         )
+
+    @property
+    def key_from_environment(self) -> bool:
+        """Whether the key is the one in LLMREC_API_KEY, so that it need not be shown again."""
+        return os.environ.get(API_KEY_VARIABLE) == self.api_key
+
+    @property
+    def _header(self) -> str:
+        if self.key_from_environment:
+            return f'"Authorization: Bearer ${API_KEY_VARIABLE}"'
+        return f"'Authorization: Bearer {self.api_key}'"
 
     def wait(self) -> None:
         """Return when the process is told to end (SIGTERM); Ctrl-C raises KeyboardInterrupt as always."""
