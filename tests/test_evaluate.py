@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_the_table_names_the_protocol_and_has_a_row_per_system(evaluation):
     assert first == ["served pipeline", "signal item_item", "signal text"]
     assert len(lines) == 4 + 1 + 5 + 6
     assert f"{evaluation.model['ndcg@10']:.4f}" in lines[4]
-    assert all("to" in line for line in lines[5:])
+    assert all(re.search(r"[+-]0\.\d{4} \([+-]\d\.\d{4} to [+-]\d\.\d{4}\)$", line) for line in lines[5:])
 
 
 def test_the_summary_is_json_without_the_place_where_it_is_kept(evaluation):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.data import Dataset, ingest
@@ -43,7 +44,9 @@ def test_a_campaign_keeps_every_trial_and_the_winners_overrides(tmp_path, datase
     best = results.sort("value", descending=True).row(0, named=True)
     rate, weights = best_overrides(campaign)
     assert float(rate.removeprefix("train.learning_rate=")) == pytest.approx(best["learning_rate"], rel=1e-5)
-    assert weights.startswith(f"fusion.weights={{neural: {best['neural_weight']:.4f}"[:28])
+    shares = yaml.safe_load(weights.removeprefix("fusion.weights="))
+    assert shares["neural"] == pytest.approx(best["neural_weight"], abs=1e-4)
+    assert shares["neural"] + shares["item_item"] == pytest.approx(1.0)
     assert workspace.latest("campaign", made_by="tune") == campaign.uri
     assert campaign.manifest.metrics["metric"] == "late_ndcg@10"
 
