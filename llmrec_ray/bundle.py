@@ -11,7 +11,7 @@ Shapes: B users, N items, C candidates, d embedding size, T text vector size. Kn
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,20 +135,28 @@ class Scorer:
         item_rows: IntArray,
         users: FloatArray | None = None,
         text: FloatArray | None = None,
+        names: Collection[str] | None = None,
     ) -> dict[str, FloatArray]:
-        """Raw scores of the given candidates [B, C]: signal name -> [B, C] float32, NaN where item_rows is -1."""
+        """Raw scores of the given candidates [B, C]: signal name -> [B, C] float32, NaN where item_rows is -1.
+
+        names: the signals to score, all when None.
+        """
         users = self.user_vectors(histories, text) if users is None else users
-        empty = item_rows < 0
-        gathered = self.item_vectors[np.where(empty, 0, item_rows)]
-        neural = np.einsum("bd,bcd->bc", users, gathered)
-        scores = {
-            "neural": np.where(empty, np.float32(np.nan), neural).astype(np.float32),
-            "ncf": ncf(self.model, users, self.item_vectors, item_rows),
-        }
-        for name, signal in self.signals.items():
-            scores[name] = signal.score_items(histories, item_rows)
-        if text is not None and isinstance(cosine := self.signals.get("text"), TextCosine):
-            scores["text"] = _prefer_query(scores["text"], cosine.score_query_items(text, item_rows), text)
+        wanted = [name for name in self.signal_names if names is None or name in names]
+        return {name: self._score_items(name, histories, item_rows, users, text) for name in wanted}
+
+    def _score_items(
+        self, name: str, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None
+    ) -> FloatArray:
+        if name == "neural":
+            neural = np.einsum("bd,bcd->bc", users, self.item_vectors[np.maximum(item_rows, 0)])
+            return np.where(item_rows < 0, np.float32(np.nan), neural).astype(np.float32)
+        if name == "ncf":
+            return ncf(self.model, users, self.item_vectors, item_rows)
+        signal = self.signals[name]
+        scores = signal.score_items(histories, item_rows)
+        if text is not None and isinstance(signal, TextCosine):
+            return _prefer_query(scores, signal.score_query_items(text, item_rows), text)
         return scores
 
     def _ncf_all(self, users: FloatArray) -> FloatArray:

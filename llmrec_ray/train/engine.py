@@ -6,7 +6,6 @@ so that a checkpoint fits any number of workers and any sharding. It knows no ep
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +24,6 @@ __all__ = [
     "Moments",
     "TorchEngine",
     "learning_rate_scale",
-    "make_engine",
     "make_optimizer",
     "set_learning_rates",
     "trained_parameters",
@@ -51,17 +49,6 @@ class Engine(Protocol):
 
     def moments(self, steps: int) -> Moments:
         """AdamW's moments, complete on every worker, on the CPU; every worker must call it."""
-
-
-def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, moments: Moments | None) -> Engine:
-    """The engine of `train.sharding` around a module that has its weights already; `moments` to resume."""
-    optimizer = make_optimizer(module, recipe)
-    if recipe.train.sharding in {"zero1", "zero2"}:
-        os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
-        from llmrec_ray.train.zero import ZeroEngine
-
-        return ZeroEngine(module, optimizer, recipe, workers, moments)
-    return TorchEngine(module, optimizer, recipe, workers, moments)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

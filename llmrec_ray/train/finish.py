@@ -18,7 +18,7 @@ from llmrec_ray.artifact import Artifact, Workspace, remove_artifact
 from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
 from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ConfigError, CorruptArtifactError
+from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import catalogue_vectors
 from llmrec_ray.model.encoder import TextEncoder
@@ -182,11 +182,7 @@ def _fixed_weights(recipe: Recipe, scorer: Scorer) -> dict[str, float] | None:
 
 def _existing(wanted: Sequence[SignalName], scorer: Scorer) -> list[SignalName]:
     existing = [name for name in wanted if name in scorer.signal_names]
-    if not existing:
-        raise ConfigError(
-            f"None of the signals to fuse ({', '.join(wanted)}) exists for this Dataset, which has "
-            f"{', '.join(scorer.signal_names)}: name one of these in fusion.signals or fusion.weights."
-        )
+    assert existing, f"a recipe that fuses only {wanted}, which do not exist. This is a bug."
     return existing
 
 

@@ -17,8 +17,9 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.model import TrainingModule, Windows
 from llmrec_ray.train.checkpoint import LoopState, load_checkpoint, save_checkpoint, trained_weights
-from llmrec_ray.train.engine import Engine, learning_rate_scale, make_engine
+from llmrec_ray.train.engine import Engine, learning_rate_scale
 from llmrec_ray.train.inputs import TrainingInputs, build_module
+from llmrec_ray.train.sharding import make_engine
 from llmrec_ray.train.validation import validate
 from llmrec_ray.train.workers import Workers
 
