@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 
@@ -29,6 +30,7 @@ LOCAL_FLAGS = {
 }
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 MIN_CPUS = 4
+ANSWER_TIMEOUT_S = 10.0
 QUIET_LOGGERS = {
     "ray.data": logging.ERROR,  # it warns that its progress bars are off; ours say the same
     "ray.serve": logging.WARNING,
@@ -64,6 +66,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
     verbose = logger.isEnabledFor(logging.DEBUG)
     try:
         if address:
+            _check_answers(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose)
         else:
             _set_defaults(LOCAL_FLAGS | _free_ports(HAPROXY_PORTS))
@@ -71,7 +74,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
                 address="local", num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or 1),
                 include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=verbose,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"Could not reach or start {where}: {error}. Check `ray status`, or unset RAY_ADDRESS "
                            "to start a private Ray.") from error
@@ -81,6 +84,12 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError when nothing listens at host:port: Ray itself would end the process without an exception."""
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWER_TIMEOUT_S).close()
 
 
 def _quieten() -> None:
