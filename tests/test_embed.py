@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import llmrec_ray.embed
+import llmrec_ray.embed.vectors
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.embed import embed
@@ -108,8 +108,8 @@ def test_more_top_layers_than_the_encoder_has_are_refused(encoder):
 def test_a_second_embed_encodes_nothing_and_a_new_text_only_itself(config, tmp_path, monkeypatch):
     workspace = Workspace(str(tmp_path))
     encoded: list[list[str]] = []
-    encode = llmrec_ray.embed._here
-    monkeypatch.setattr(llmrec_ray.embed, "_here", lambda texts, e: encoded.append(texts) or encode(texts, e))
+    encode = llmrec_ray.embed.vectors._here
+    monkeypatch.setattr(llmrec_ray.embed.vectors, "_here", lambda texts, e: encoded.append(texts) or encode(texts, e))
     first = embed(TEXTS, config, workspace, use_ray=False)
     again = embed([*TEXTS, TEXTS[0], "a new thing"], config, workspace, use_ray=False)
     np.testing.assert_array_equal(again[: len(TEXTS)], first)
