@@ -11,8 +11,11 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.embed import embed
 from llmrec_ray.errors import ConfigError, CorruptArtifactError, ModelSourceError
-from llmrec_ray.model.encoder import TextEncoder, TunedText, token_budget_batches
+from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import cache_folder, resolve_model
+from llmrec_ray.model.tokens import token_budget_batches
+from llmrec_ray.model.tuned import TunedText
+from llmrec_ray.model.tuning import prepare_tuning
 from llmrec_ray.signals import center, to_text_space
 from tests.train_boards import board_texts
 
@@ -40,7 +43,7 @@ def test_a_batch_gives_what_single_texts_give_and_an_empty_text_gives_zeros(enco
 
 
 def test_mean_pooling_is_the_mean_over_real_tokens_and_cls_is_the_first_state(encoder, config, tiny_encoder):
-    tokens, lengths = encoder.tokenize(["thing", "thing painted black"])
+    tokens, lengths = encoder.tokens.tokenize(["thing", "thing painted black"])
     with torch.no_grad():
         states = encoder.backbone(input_ids=tokens[:1, : int(lengths[0])]).last_hidden_state[0]
     np.testing.assert_allclose(encoder.encode(["thing", "thing painted black"])[0], states.mean(0), **CLOSE)
@@ -75,31 +78,35 @@ def test_batches_stay_within_the_token_budget_and_cover_every_text_once():
     assert all(len(batch) == 1 or len(batch) * int(lengths[batch].max()) <= 20 for batch in batches)
 
 
-def test_untrained_tuned_text_equals_the_frozen_text_space(encoder):
+def tuned_text(config, folder, **changes) -> TunedText:
+    encoder = TextEncoder.load(folder, config.model_copy(update={"tuning": "top_layers"} | changes))
+    middle = center(encoder.encode(TEXTS))
+    prepare_tuning(encoder)
+    return TunedText(encoder, TEXTS, middle)
+
+
+def test_untrained_tuned_text_equals_the_frozen_text_space(config, encoder, tiny_encoder):
     raw = encoder.encode(TEXTS)
-    middle = center(raw)
-    rows = torch.tensor([5, 7, 5, 0, 40])
-    vectors = TunedText(encoder, TEXTS, middle)(rows).detach().numpy()
-    np.testing.assert_allclose(vectors, to_text_space(raw, middle)[rows.numpy()], **CLOSE)
+    rows = torch.tensor([5, 7, 0, 40])
+    vectors = tuned_text(config, tiny_encoder)(rows).detach().numpy()
+    np.testing.assert_allclose(vectors, to_text_space(raw, center(raw))[rows.numpy()], **CLOSE)
     assert not vectors[1].any()
 
 
-def test_gradients_reach_exactly_the_top_layers(encoder):
-    tuned = TunedText(encoder, TEXTS, center(encoder.encode(TEXTS)))
+def test_gradients_reach_exactly_the_top_layers(config, tiny_encoder):
+    tuned = tuned_text(config, tiny_encoder)
     tuned.train()
     tuned(torch.tensor([0, 1, 2])).sum().backward()
     touched = {name for name, parameter in tuned.named_parameters() if parameter.grad is not None}
     assert touched and all(".layer.0." in name or ".layer.1." in name for name in touched)
-    encoder.config = encoder.config.model_copy(update={"top_layers": 1})
-    one = TunedText(encoder, TEXTS, center(encoder.encode(TEXTS)))
+    one = tuned_text(config, tiny_encoder, top_layers=1)
     assert all(".layer.1." in name for name, parameter in one.named_parameters() if parameter.requires_grad)
-    assert not encoder.backbone.training
+    assert not tuned.backbone.training
 
 
-def test_more_top_layers_than_the_encoder_has_are_refused(encoder):
-    encoder.config = encoder.config.model_copy(update={"top_layers": 3})
+def test_more_top_layers_than_the_encoder_has_are_refused(config, tiny_encoder):
     with pytest.raises(ConfigError) as caught:
-        TunedText(encoder, TEXTS, center(encoder.encode(TEXTS)))
+        tuned_text(config, tiny_encoder, top_layers=3)
     assert str(caught.value) == (
         "encoder.top_layers is 3, but the encoder has 2 blocks: set encoder.top_layers to at most 2."
     )

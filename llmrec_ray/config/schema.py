@@ -21,6 +21,7 @@ __all__ = [
     "ItemItemConfig",
     "LogConfig",
     "ModelConfig",
+    "Pooling",
     "Recipe",
     "Replicas",
     "RequestLimits",
@@ -39,6 +40,7 @@ FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
 BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"]
 SourceName = Literal["neural", "item_item", "text", "popularity"]
+Pooling = Literal["mean", "cls", "last", "weighted"]
 
 
 def _without_credentials(uri: str) -> str:
@@ -50,7 +52,14 @@ def _without_credentials(uri: str) -> str:
     return uri
 
 
+def _with_one_place(prompt: str) -> str:
+    if prompt.count("{text}") != 1:
+        raise ValueError(f"the prompt {prompt!r} must have {{text}} exactly once: write it where the text goes")
+    return prompt
+
+
 Uri = Annotated[str, AfterValidator(_without_credentials)]
+Prompt = Annotated[str, AfterValidator(_with_one_place)]
 
 
 class Section(BaseModel):
@@ -147,21 +156,56 @@ class EncoderConfig(Section):
     """The language model that turns text into vectors."""
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """A local folder or a Hugging Face model name; BERT family here."""
-    pooling: Literal["mean", "cls"] = "mean"
-    """How token states become one vector; use what the model was trained with."""
+    """A local folder or a Hugging Face model name: BERT family, or a decoder LLM (Qwen, Llama, Mistral, Gemma)."""
+    pooling: Pooling = "mean"
+    """How token states become one vector; use what the model was trained with, `last` or `weighted` for decoders."""
+    item_prompt: Prompt = "{text}"
+    """What the encoder reads for an item; `{text}` is the item's text."""
+    query_prompt: Prompt = "{text}"
+    """What the encoder reads for a request's query or profile; instruction-tuned encoders want one."""
+    bidirectional: bool = False
+    """Let every token of a decoder LLM read the later ones too; it needs training to pay (LLM2Rec, Table 4)."""
     max_tokens: PositiveInt = 128
     """Texts are cut to this many tokens."""
     max_batch_tokens: PositiveInt = 1024
     """Padded tokens in one forward pass; small is faster on a CPU, large on a GPU."""
-    tuning: Literal["frozen", "top_layers"] = "frozen"
-    """`frozen` uses cached vectors; `top_layers` also trains the last `top_layers` blocks."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed; flash_attention_2 needs a GPU, bf16 and the package flash-attn."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the catalogue's and the queries' vectors; training has its own in train.precision."""
+    tuning: Literal["frozen", "top_layers", "lora", "full"] = "frozen"
+    """`frozen` uses cached vectors; the others also train the last `top_layers` blocks, LoRA adapters, or all."""
     top_layers: PositiveInt = 2
-    """How many transformer blocks `tuning: top_layers` trains."""
+    """How many transformer blocks `tuning: top_layers` trains, with the final norm."""
+    lora_rank: PositiveInt = 8
+    """Rank of the adapters of `tuning: lora` (Hu et al. 2021); more learns more and costs more."""
+    lora_alpha: PositiveInt = 16
+    """Adapters are scaled by lora_alpha / lora_rank; twice the rank is usual."""
+    lora_targets: tuple[str, ...] | None = None
+    """Names that adapted layers end in, such as `q_proj`; empty adapts every linear layer inside the blocks."""
     learning_rate: PositiveFloat = 2e-5
-    """Learning rate of the trained blocks; far below the rest of the model's."""
+    """Peak learning rate of the encoder's top; far below the rest of the model's, ten times higher for `lora`."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each block below the top learns at this times the rate of the one above; 0.8 to 0.95 keeps what it knew."""
+    gradient_checkpointing: bool = False
+    """Compute a block's states again in the backward pass: a third more time, far less memory."""
+    cached_states_gb: Annotated[float, Field(ge=0.0)] = 2.0
+    """Memory for what the first of `top_layers` reads, computed once; else the lower blocks run in every step."""
     num_actors: PositiveInt = 1
     """Ray Data actors that encode the catalogue; one per GPU."""
+
+    @model_validator(mode="after")
+    def _check_tuning(self) -> EncoderConfig:
+        if self.tuning == "frozen" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing saves memory in training, but encoder.tuning is frozen: set it to false, or "
+                "encoder.tuning to top_layers, lora or full"
+            )
+        if self.tuning != "lora" and self.lora_targets is not None:
+            raise ValueError(
+                f"lora_targets is given, but encoder.tuning is {self.tuning}: leave it out, or set tuning to lora"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -413,10 +457,10 @@ class Recipe(Section):
                 f"fusion.item_vector is {self.fusion.item_vector!r}, but data.items is not given, so there are "
                 "no item texts: describe data.items, or set fusion.item_vector to id"
             )
-        if self.encoder.tuning == "top_layers" and self.fusion.item_vector == "id":
+        if self.encoder.tuning != "frozen" and self.fusion.item_vector == "id":
             raise ValueError(
-                "encoder.tuning is top_layers, but fusion.item_vector is 'id', so training never reads a text: "
-                "set encoder.tuning to frozen, or fusion.item_vector to feature"
+                f"encoder.tuning is {self.encoder.tuning}, but fusion.item_vector is 'id', so training never reads a "
+                "text: set encoder.tuning to frozen, or fusion.item_vector to feature"
             )
         return self
 

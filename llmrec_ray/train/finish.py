@@ -23,6 +23,7 @@ from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import catalogue_vectors
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
+from llmrec_ray.model.tuning import load_tuned
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.signals import (
     Calibration,
@@ -138,11 +139,10 @@ def _center(text: TextSpace | None) -> FloatArray | None:
 
 
 def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
-    encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
+    path = resolve_model(recipe.encoder.model)
     if trained.encoder_state:
-        unexpected = encoder.backbone.load_state_dict(trained.encoder_state, strict=False).unexpected_keys
-        assert not unexpected, f"trained encoder tensors without a place: {unexpected}. This is a bug."
-    return encoder
+        return load_tuned(path, recipe.encoder, trained.encoder_state)
+    return TextEncoder.load(path, recipe.encoder)
 
 
 def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fusion:

@@ -16,8 +16,10 @@ from torch import nn
 
 from llmrec_ray.config import Recipe
 from llmrec_ray.model import FrozenText, FusionRecommender, TrainingModule, Windows, make_windows
-from llmrec_ray.model.encoder import TextEncoder, TunedText
+from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
+from llmrec_ray.model.tuned import TunedText
+from llmrec_ray.model.tuning import prepare_tuning
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def _text_source(recipe: Recipe, inputs: TrainingInputs) -> nn.Module | None:
     assert inputs.item_texts is not None, "tuning without texts. This is a bug."
     assert inputs.text_center is not None, "tuning without a centre. This is a bug."
     encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
+    prepare_tuning(encoder)
     return TunedText(encoder, inputs.item_texts, inputs.text_center)
 
 
@@ -114,4 +117,4 @@ def _reads_text(recipe: Recipe) -> bool:
 
 
 def _tunes(recipe: Recipe) -> bool:
-    return _reads_text(recipe) and recipe.encoder.tuning == "top_layers"
+    return _reads_text(recipe) and recipe.encoder.tuning != "frozen"

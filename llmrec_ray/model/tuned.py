@@ -1,0 +1,102 @@
+"""Item rows -> text vectors in text space, with gradients into the trained part of an encoder.
+
+It knows how the catalogue's texts are tokenized and cut into micro-batches, and nothing of users, losses or Ray.
+
+Shapes: N items, M distinct rows asked for, P rows in one micro-batch, L tokens, T width of a text vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_ray.model.encoder import TextEncoder, pooled_states
+from llmrec_ray.model.tokens import token_budget_batches
+from llmrec_ray.types import FloatArray, IntArray
+
+__all__ = ["TextStates", "TunedText"]
+
+NORM_FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the first trained block reads, for every token of every text, one text after the other.
+
+    values: [total_tokens, T] float32. starts: [N + 1] int64, text n is values[starts[n]:starts[n + 1]].
+    """
+
+    values: FloatArray
+    starts: IntArray
+
+
+class TunedText(nn.Module):
+    """Item rows -> [M, T], for an encoder that `prepare_tuning` has prepared.
+
+    Rows are encoded in token-budget micro-batches, longest texts first, without dropout. Below the first trained
+    block autograd records nothing.
+
+    texts: one per item row, "" for none. center: [T] float32, subtracted from raw vectors.
+    """
+
+    center: Tensor
+    tokens: Tensor
+
+    def __init__(self, encoder: TextEncoder, texts: Sequence[str], center: FloatArray) -> None:
+        super().__init__()
+        self.backbone = encoder.backbone
+        self.pooling = encoder.config.pooling
+        self.max_batch_tokens = encoder.config.max_batch_tokens
+        tokens, self.lengths = encoder.tokens.tokenize(texts)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("center", torch.from_numpy(center.copy()), persistent=False)
+
+    def forward(self, rows: Tensor, micro_batches: int = 0) -> Tensor:
+        """Distinct rows [M] int64 on the host -> [M, T] centred, unit norm; zero rows for items without text.
+
+        Makes at least `micro_batches` passes through the backbone, since under ZeRO-3 all workers must make
+        equally many; passes that nobody needs are part of the graph with weight 0.
+        """
+        batches = self._batches(rows)
+        spare = [self._pool_nothing() for _ in range(micro_batches - len(batches))]
+        vectors = self.center.new_zeros(len(rows), len(self.center))
+        if batches:
+            raw = torch.cat([self._pool(rows[batch]) for batch in batches])
+            vectors = vectors.index_copy(0, self._to_device(torch.cat(batches)), self._unit(raw))
+        return vectors + 0.0 * torch.stack(spare).sum() if spare else vectors
+
+    def count_micro_batches(self, rows: Tensor) -> int:
+        """How many passes through the backbone `rows` [M] need."""
+        return len(self._batches(rows))
+
+    def train(self, mode: bool = True) -> TunedText:
+        """Training mode without the encoder's dropout: what trains sees what serving will see."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def _batches(self, rows: Tensor) -> list[Tensor]:
+        return list(token_budget_batches(self.lengths[rows], self.max_batch_tokens))
+
+    def _pool(self, rows: Tensor) -> Tensor:
+        lengths = self.lengths[rows]
+        tokens = self.tokens[self._to_device(rows), : int(lengths.max())]
+        return pooled_states(self.backbone, tokens, self._to_device(lengths), self.pooling)
+
+    def _pool_nothing(self) -> Tensor:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.tokens.device)
+        return pooled_states(self.backbone, token, torch.ones_like(token[0]), self.pooling).sum()
+
+    def _unit(self, raw: Tensor) -> Tensor:
+        centred = raw - self.center
+        unit: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+        return unit
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        """From the host without waiting for the device."""
+        if self.tokens.is_cuda:
+            return values.pin_memory().to(self.tokens.device, non_blocking=True)
+        return values
