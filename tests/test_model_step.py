@@ -9,6 +9,7 @@ from llmrec_ray.model import (
     FrozenText,
     FusionRecommender,
     TrainingModule,
+    WindowBatch,
     catalogue_vectors,
     make_windows,
     ncf,
@@ -52,12 +53,17 @@ def module(item_vector: str = "feature", config: ModelConfig = CONFIG, seed: int
     return TrainingModule(model, None if text is None else FrozenText(text))
 
 
+def first_batch(histories: Histories) -> WindowBatch:
+    [batch] = next(make_windows(histories, CONFIG.history_length).epoch(0, **SETTINGS))
+    return batch
+
+
 def train(step: TrainingModule, histories: Histories, epochs: int) -> list[float]:
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)
     losses = []
     for epoch in range(epochs):
         step.train()
-        for batch in make_windows(histories, CONFIG.history_length).epoch(epoch, **SETTINGS):
+        for [batch] in make_windows(histories, CONFIG.history_length).epoch(epoch, **SETTINGS):
             loss = step(batch)
             optimizer.zero_grad()
             loss.backward()
@@ -107,35 +113,27 @@ def test_the_loss_falls_and_repeats_exactly_under_a_seed():
 
 def test_gradients_reach_every_parameter_and_the_text_table_has_none():
     step = module()
-    step(next(make_windows(board()[0], 10).epoch(0, **SETTINGS))).backward()
+    step(first_batch(board()[0])).backward()
     without = [name for name, p in step.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert without == []
     assert not any("table" in name for name in step.state_dict())
 
 
 def test_gradients_reach_a_text_source_that_learns():
-    learner = torch.nn.Embedding(N_ITEMS, 6)
+    class Learning(torch.nn.Embedding):
+        def forward(self, batch: WindowBatch) -> torch.Tensor:
+            return super().forward(batch.rows)
+
+    learner = Learning(N_ITEMS, 6)
     model = FusionRecommender(CONFIG, "feature", N_USERS, N_ITEMS, 6)
-    TrainingModule(model, learner)(next(make_windows(board()[0], 10).epoch(0, **SETTINGS))).backward()
+    TrainingModule(model, learner)(first_batch(board()[0])).backward()
     assert learner.weight.grad is not None
     assert learner.weight.grad.abs().sum() > 0
 
 
-def test_each_distinct_item_is_encoded_once():
-    class Counting(torch.nn.Module):
-        def forward(self, item_rows: torch.Tensor) -> torch.Tensor:
-            asked.append(item_rows)
-            return torch.from_numpy(colours())[item_rows]
-
-    asked: list[torch.Tensor] = []
-    TrainingModule(module().model, Counting())(next(make_windows(board()[0], 10).epoch(0, **SETTINGS)))
-    assert len(asked) == 1
-    assert len(asked[0]) == len(asked[0].unique())
-
-
 def test_the_ncf_head_does_not_pull_on_the_towers():
     step = module(config=CONFIG.model_copy(update={"dropout": 0.0}))
-    batch = next(make_windows(board()[0], 10).epoch(0, **SETTINGS))
+    batch = first_batch(board()[0])
     gradients = []
     for negatives in (0, 16):
         step.zero_grad()
@@ -153,7 +151,7 @@ def test_gradients_averaged_over_workers_equal_those_of_one(world_size):
 
     def gradients(rank: int, world: int) -> list[dict[str, torch.Tensor]]:
         found = []
-        for batch in windows.epoch(0, **SETTINGS, rank=rank, world_size=world):
+        for [batch] in windows.epoch(0, **SETTINGS, rank=rank, world_size=world):
             step.zero_grad()
             step(batch).backward()
             found.append({name: p.grad.clone() for name, p in step.named_parameters()})
@@ -169,14 +167,14 @@ def test_gradients_averaged_over_workers_equal_those_of_one(world_size):
 def test_a_position_never_competes_with_its_own_target():
     step = module("id", CONFIG.model_copy(update={"dropout": 0.0}))
     histories = Histories.from_lists([[3, 3, 3]], [0])
-    for batch in make_windows(histories, 10).epoch(0, **SETTINGS):
+    for [batch] in make_windows(histories, 10).epoch(0, **SETTINGS):
         assert step(batch).item() == 0.0, "item 3 is the only negative, and everybody's target"
 
 
 def test_a_worker_without_windows_has_a_loss_of_zero_and_gradients():
     histories = Histories.from_lists([[1, 2, 3]], [0])
     step = module()
-    idle = next(make_windows(histories, 10).epoch(0, **SETTINGS, rank=1, world_size=2))
+    [idle] = next(make_windows(histories, 10).epoch(0, **SETTINGS, rank=1, world_size=2))
     loss = step(idle)
     loss.backward()
     assert float(loss.detach()) == 0.0

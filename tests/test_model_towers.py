@@ -41,12 +41,14 @@ def test_training_equals_inference_at_every_position(item_vector, text, historie
     catalogue = catalogue_vectors(model, text)
     items = torch.from_numpy(catalogue[:, :-1])
     compared = 0
-    for batch in make_windows(histories, LENGTH).epoch(0, seed=0, batch_size=4, negatives=2):
+    for [batch] in make_windows(histories, LENGTH).epoch(0, seed=0, batch_size=4, negatives=2):
+        rows = batch.rows[batch.inputs]
         with torch.no_grad():
-            trained = model.user_vectors_at(items[batch.item_rows], batch.item_mask, batch.user_rows, LENGTH)
-        for b, p in batch.target_mask.nonzero().tolist():
+            trained = model.user_vectors_at(items[rows], batch.input_mask, batch.user_rows, LENGTH)
+        for slot in batch.slots.tolist():
+            b, p = divmod(slot, LENGTH)
             user, inputs = int(batch.user_rows[b]), slice(0, LENGTH + p)
-            past = batch.item_rows[b, inputs][batch.item_mask[b, inputs]].tolist()
+            past = rows[b, inputs][batch.input_mask[b, inputs]].tolist()
             served = user_matrix(model, catalogue, Histories.from_lists([past], [user]))
             np.testing.assert_allclose(trained[b, p].numpy(), served[0, :-1], atol=1e-5)
             compared += 1

@@ -20,6 +20,7 @@ from llmrec_ray.train import run_training
 from llmrec_ray.train.checkpoint import load_weights
 from tests.boards import board_recipe
 from tests.train_boards import (
+    Job,
     board_texts,
     deterministic_recipe,
     inputs_of_board,
@@ -117,7 +118,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_waiting_for_it(tmp_path):
 
 @pytest.mark.drill
 def test_training_survives_a_killed_worker_as_if_nothing_had_happened(tmp_path):
-    whole = train_in_processes(2, deterministic_recipe(epochs=12, patience=12), tmp_path / "whole")
+    [whole] = train_in_processes(2, [Job(deterministic_recipe(epochs=12, patience=12))])
     run = str(tmp_path / "run")
     with _StopAfter(run, checkpoints=2):
         trained = run_training(deterministic_recipe(epochs=12, patience=12), inputs_of_board(), run)

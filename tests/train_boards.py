@@ -7,12 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from llmrec_ray.config import Recipe
+from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.signals import center, to_text_space
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.workers import Workers
@@ -54,52 +58,82 @@ def deterministic_recipe(**train: object) -> Recipe:
 
 
 class Recorder:
-    """A report function that keeps metrics, and checkpoints of every epoch in numbered folders."""
+    """A report function that keeps metrics, and the checkpoint of every step that has one in `folder/<step>`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.epochs: list[dict[str, float]] = []
+        self.reports: list[dict[str, float]] = []
 
     def __call__(self, metrics, write) -> None:
-        self.epochs.append(metrics)
-        if self.folder is not None and write is not None:
-            target = self.folder / str(int(metrics["epoch"]))
-            target.mkdir(parents=True)
+        self.reports.append(metrics)
+        if self.folder is not None:
+            target = self.folder / str(int(metrics["step"]))
+            target.mkdir(parents=True, exist_ok=True)
             write(target)
 
     @property
+    def epochs(self) -> list[dict[str, float]]:
+        return [metrics for metrics in self.reports if "epoch" in metrics]
+
+    @property
     def losses(self) -> list[float]:
-        return [epoch["loss"] for epoch in self.epochs]
+        return [metrics["loss"] for metrics in self.reports]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: checkpoints go to `folder`."""
+
+    recipe: Recipe
+    folder: Path | None = None
+    resume_from: Path | None = None
+
+    def run(self, workers: Workers) -> list[float]:
+        """What every report gave as its loss."""
+        recorder = Recorder(self.folder)
+        train_epochs(self.recipe, inputs_for(self.recipe), workers, recorder, self.resume_from)
+        return recorder.losses
+
+
+def inputs_for(recipe: Recipe) -> TrainingInputs:
+    """The board's inputs; with the encoder's own text vectors when the recipe trains one."""
+    if recipe.encoder.tuning == "frozen":
+        return inputs_of_board()
+    encoder = TextEncoder.load(Path(recipe.encoder.model), recipe.encoder)
+    raw = encoder.encode(board_texts())
+    middle = center(raw)
+    return inputs_with_texts(inputs_of_board(), to_text_space(raw, middle), middle)
 
 
 def train_here(recipe: Recipe, folder: Path | None = None, resume_from: Path | None = None) -> list[float]:
-    """Losses per epoch of one plain process."""
-    recorder = Recorder(folder)
-    train_epochs(recipe, inputs_of_board(), ALONE, recorder, resume_from)
-    return recorder.losses
+    """Losses of every report of one plain process."""
+    return Job(recipe, folder, resume_from).run(ALONE)
 
 
-def train_in_processes(n: int, recipe: Recipe, folder: Path, resume_from: Path | None = None) -> list[float]:
-    """Losses per epoch of `n` real processes over gloo, without Ray."""
+def train_in_processes(n: int, jobs: Sequence[Job]) -> list[list[float]]:
+    """Each job's losses, run one after the other by the same `n` real processes over gloo, without Ray."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = json.dumps([recipe.model_dump_json(), str(folder), resume_from and str(resume_from)])
+    told = json.dumps([
+        [job.recipe.model_dump_json(), job.folder and str(job.folder), job.resume_from and str(job.resume_from)]
+        for job in jobs
+    ])
     environment = {
         **os.environ, "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train_boards", job], text=True,
+            [sys.executable, "-m", "tests.train_boards", told], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(n)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    losses: list[float] = json.loads(outputs[0].strip().splitlines()[-1])
+    losses: list[list[float]] = json.loads(outputs[0].strip().splitlines()[-1])
     return losses
 
 
@@ -110,14 +144,16 @@ def _text_vectors(generator: np.random.Generator) -> FloatArray:
 
 
 def _main() -> None:
-    recipe, folder, resume_from = json.loads(sys.argv[1])
     torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    recorder = Recorder(Path(folder))
-    train_epochs(Recipe.model_validate_json(recipe), inputs_of_board(), Workers(rank, size, size), recorder,
-                 resume_from and Path(resume_from))
+    losses = [
+        Job(Recipe.model_validate_json(recipe), folder and Path(folder), resume_from and Path(resume_from)).run(
+            Workers(rank, size, size)
+        )
+        for recipe, folder, resume_from in json.loads(sys.argv[1])
+    ]
     torch.distributed.destroy_process_group()
-    sys.stdout.write(json.dumps(recorder.losses) + "\n")
+    sys.stdout.write(json.dumps(losses) + "\n")
 
 
 if __name__ == "__main__":

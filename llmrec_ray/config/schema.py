@@ -170,7 +170,7 @@ class EncoderConfig(Section):
     max_batch_tokens: PositiveInt = 1024
     """Padded tokens in one forward pass; small is faster on a CPU, large on a GPU."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; flash_attention_2 needs a GPU, bf16 and the package flash-attn."""
+    """How attention is computed; eager where a model has no sdpa; flash_attention_2 needs a GPU, bf16 and flash-attn."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the catalogue's and the queries' vectors; training has its own in train.precision."""
     tuning: Literal["frozen", "top_layers", "lora", "full"] = "frozen"
@@ -187,6 +187,8 @@ class EncoderConfig(Section):
     """Peak learning rate of the encoder's top; far below the rest of the model's, ten times higher for `lora`."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each block below the top learns at this times the rate of the one above; 0.8 to 0.95 keeps what it knew."""
+    gradient_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a step's items encoded with gradients, the others by last epoch's vectors; small for slow machines."""
     gradient_checkpointing: bool = False
     """Compute a block's states again in the backward pass: a third more time, far less memory."""
     cached_states_gb: Annotated[float, Field(ge=0.0)] = 2.0
@@ -288,18 +290,26 @@ class TrainConfig(Section):
 
     num_workers: PositiveInt = 2
     """Processes; one per GPU, or gloo processes on CPU."""
+    min_workers: PositiveInt | None = None
+    """Go on with as few as this when machines are lost; empty waits for `num_workers`."""
     use_gpu: bool = False
     """Give each worker a GPU and use NCCL."""
-    sharding: Literal["none", "ddp", "zero1", "zero2"] = "zero2"
-    """`none` for one process; `ddp` replicates; `zero1` and `zero2` shard optimizer state (and gradients)."""
+    sharding: Literal["none", "ddp", "zero1", "zero2", "zero3"] = "zero2"
+    """`none` for one process; `ddp` replicates; `zero1`, `zero2`, `zero3` shard optimizer state, gradients, weights."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep optimizer state, or with `zero3` also weights (`all`), in the host's memory: slower, and fits more."""
     epochs: PositiveInt = 14
     """Upper bound; early stopping usually ends sooner."""
     patience: PositiveInt = 6
     """Stop after this many epochs without a better validation NDCG@10."""
     batch_size: PositiveInt = 16
-    """History windows per step over all workers; must divide by num_workers."""
+    """History windows per step over all workers."""
+    accumulation_steps: PositiveInt = 1
+    """Micro-batches that a worker's share of a step is cut into: the same gradients with less memory."""
     learning_rate: PositiveFloat = 4e-3
-    """Peak rate of AdamW for everything but the encoder; it falls linearly to zero over `epochs`."""
+    """Peak rate of AdamW for everything but the encoder."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rates fall to zero over `epochs`, after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """AdamW's decoupled decay; not applied to biases and norms."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -308,22 +318,50 @@ class TrainConfig(Section):
     """Largest global gradient norm."""
     negatives: PositiveInt = 256
     """Uniform negatives shared by a step, drawn from items seen in train."""
+    checkpoint_steps: PositiveInt | None = None
+    """Also keep a checkpoint after so many steps of an epoch; empty keeps one per epoch."""
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often Ray Train restarts failed workers from the last checkpoint."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 on GPUs; fp32 on CPU."""
+    """bf16 computes in half the bits beside fp32 weights: for GPUs; fp32 on CPU."""
+    compile: bool = False
+    """Compile the encoder's blocks (`torch.compile`): faster steps after a slow first one."""
 
     @model_validator(mode="after")
     def _check_workers(self) -> TrainConfig:
-        if self.batch_size % self.num_workers:
+        if self.batch_size < self.num_workers * self.accumulation_steps:
             raise ValueError(
-                f"batch_size {self.batch_size} does not divide by num_workers {self.num_workers}: "
-                f"set train.batch_size to a multiple of {self.num_workers}"
+                f"batch_size {self.batch_size} is less than num_workers x accumulation_steps "
+                f"({self.num_workers} x {self.accumulation_steps}), so some would never have work: raise "
+                "train.batch_size"
             )
         if self.sharding == "none" and self.num_workers > 1:
             raise ValueError(
                 f"sharding none runs in one process, but num_workers is {self.num_workers}: "
-                "set train.sharding to ddp, zero1 or zero2, or train.num_workers to 1"
+                "set train.sharding to ddp, zero1, zero2 or zero3, or train.num_workers to 1"
+            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above num_workers {self.num_workers}: lower train.min_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> TrainConfig:
+        if self.offload != "none" and self.sharding in {"none", "ddp"}:
+            raise ValueError(
+                f"offload {self.offload} needs DeepSpeed, but sharding is {self.sharding}: set train.sharding to "
+                "zero1, zero2 or zero3, or train.offload to none"
+            )
+        if self.offload == "all" and self.sharding != "zero3":
+            raise ValueError(
+                f"offload all moves sharded weights to the host, but sharding is {self.sharding}, which shards none: "
+                "set train.sharding to zero3, or train.offload to optimizer"
+            )
+        if self.compile and self.sharding == "zero3":
+            raise ValueError(
+                "compile cannot trace through the weights that zero3 gathers block by block: set train.compile to "
+                "false, or train.sharding to zero2"
             )
         return self
 

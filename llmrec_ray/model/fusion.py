@@ -27,6 +27,7 @@ class FusionRecommender(nn.Module):
         super().__init__()
         self.config = config
         self.item_vector: ItemVector = item_vector
+        self.n_users, self.n_items, self.text_size = n_users, n_items, text_size
         self.items = ItemTower(item_vector, n_items, text_size, config.embedding_size)
         self.users = UserTower(
             n_users,
@@ -42,11 +43,6 @@ class FusionRecommender(nn.Module):
     def reads_text(self) -> bool:
         """Whether item vectors need text vectors."""
         return self.items.text is not None
-
-    @property
-    def n_items(self) -> int:
-        """Rows of the item vocabulary it was made for."""
-        return len(self.items.biases)
 
     @torch.no_grad()
     def start_from_popularity(self, item_counts: Tensor) -> None:

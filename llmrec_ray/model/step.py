@@ -1,7 +1,7 @@
 """One training step as a module: a batch of windows -> the loss. No optimizer, no loop, no process group.
 
-Shapes: B windows, P positions, W inputs, Q = targets that are there, S negatives, M distinct items of the
-batch, T text size, D embedding size.
+Shapes: B windows, W inputs, Q targets, R targets of the head, S negatives, M distinct items of the batch, T text
+size, D embedding size. Nothing in it makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmrec_ray.model.fusion import FusionRecommender
-from llmrec_ray.model.windows import WindowBatch
+from llmrec_ray.model.windows import HEAD_STRIDE, WindowBatch, moved
 from llmrec_ray.types import FloatArray
 
 __all__ = ["FrozenText", "TrainingModule"]
-
-NCF_STRIDE = 4
 
 
 class FrozenText(nn.Module):
@@ -28,9 +26,9 @@ class FrozenText(nn.Module):
         super().__init__()
         self.register_buffer("table_NT", torch.from_numpy(table), persistent=False)
 
-    def forward(self, item_rows: Tensor) -> Tensor:
+    def forward(self, batch: WindowBatch) -> Tensor:
         """[M, T]."""
-        return self.table_NT[item_rows]
+        return self.table_NT[moved(batch.rows, self.table_NT.device)]
 
 
 class TrainingModule(nn.Module):
@@ -55,33 +53,32 @@ class TrainingModule(nn.Module):
 
     def forward(self, batch: WindowBatch) -> Tensor:
         """[] mean loss per target over the whole step, as `WindowBatch.n_targets` explains."""
-        parts = [batch.item_rows.flatten(), batch.targets[batch.target_mask], batch.negatives]
-        rows_M, places = torch.unique(torch.cat(parts), return_inverse=True)
-        inputs, targets, negatives = places.split([len(part) for part in parts])
-        item_MD = self._item_vectors(rows_M, batch.seed)
+        rows_M = moved(batch.rows, batch.targets.device)
+        item_MD = self._item_vectors(batch, rows_M)
         bias_M = self.model.item_biases(rows_M)
-        user_QD = self._user_vectors(batch, functional.embedding(inputs.view_as(batch.item_rows), item_MD))
-        loss = self._dot_losses(user_QD, item_MD, bias_M, targets, negatives).sum()
-        some_Q = _every_fourth(batch)
-        losses = self._ncf_losses(user_QD[some_Q], item_MD, targets[some_Q], negatives[: self.ncf_negatives])
-        return (loss + NCF_STRIDE * losses.sum()) / batch.n_targets
+        user_QD = self._user_vectors(batch, functional.embedding(batch.inputs, item_MD))
+        loss = self._dot_losses(user_QD, item_MD, bias_M, batch.targets, batch.negatives).sum()
+        some_R, negatives = batch.head_targets, batch.negatives[: self.ncf_negatives]
+        head = self._ncf_losses(user_QD[some_R], item_MD, batch.targets[some_R], negatives)
+        return (loss + HEAD_STRIDE * head.sum()) / batch.n_targets
 
-    def _item_vectors(self, rows_M: Tensor, seed: int) -> Tensor:
-        text_MT = None if self.text_source is None else self.text_source(rows_M)
-        return self.model.item_vectors(rows_M, text_MT, self._hidden(rows_M, seed))
+    def _item_vectors(self, batch: WindowBatch, rows_M: Tensor) -> Tensor:
+        text_MT = None if self.text_source is None else self.text_source(batch)
+        return self.model.item_vectors(rows_M, text_MT, self._hidden(batch))
 
-    def _hidden(self, rows_M: Tensor, seed: int) -> Tensor | None:
+    def _hidden(self, batch: WindowBatch) -> Tensor | None:
         share = self.model.config.id_dropout
         if not (self.training and share and self.model.item_vector == "feature"):
             return None
-        generator = torch.Generator().manual_seed(seed)
-        return (torch.rand(self.model.n_items, generator=generator) < share).to(rows_M.device)[rows_M]
+        generator = torch.Generator().manual_seed(batch.seed)
+        hidden = torch.rand(self.model.n_items, generator=generator)[batch.rows] < share
+        return moved(hidden, batch.targets.device)
 
     def _user_vectors(self, batch: WindowBatch, history_BWD: Tensor) -> Tensor:
         """[Q, D] the user vectors that precede the targets."""
-        n_positions = batch.targets.shape[1]
-        users = self.model.user_vectors_at(history_BWD, batch.item_mask, batch.user_rows, n_positions)
-        return users[batch.target_mask]
+        n_positions = (batch.inputs.shape[1] + 1) // 2
+        users = self.model.user_vectors_at(history_BWD, batch.input_mask, batch.user_rows, n_positions)
+        return users.flatten(end_dim=1)[batch.slots]
 
     def _dot_losses(
         self, user_QD: Tensor, item_MD: Tensor, bias_M: Tensor, targets: Tensor, negatives: Tensor
@@ -95,13 +92,6 @@ class TrainingModule(nn.Module):
         positive_Q1 = self.model.ncf_scores(user_QD, item_MD[targets][:, None, :])
         negative_QS = self.model.ncf_scores(user_QD, item_MD[negatives][None, :, :])
         return _softmax_losses(positive_Q1[:, 0], negative_QS, targets, negatives)
-
-
-def _every_fourth(batch: WindowBatch) -> Tensor:
-    """[Q] bool; which places in a window depends on the step, not on the worker."""
-    places = torch.arange(batch.targets.shape[1], device=batch.targets.device)
-    chosen = (places % NCF_STRIDE == batch.seed % NCF_STRIDE).expand_as(batch.target_mask)
-    return chosen[batch.target_mask]
 
 
 def _softmax_losses(positive_Q: Tensor, negative_QS: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:

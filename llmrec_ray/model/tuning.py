@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ConfigError
-from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.encoder import TextEncoder, inference_dtype
 
-__all__ = ["compile_blocks", "count_parameters", "layer_depths", "load_tuned", "prepare_tuning"]
+__all__ = ["blocks_of", "compile_blocks", "count_parameters", "layer_depths", "load_tuned", "prepare_tuning"]
 
 
 def prepare_tuning(encoder: TextEncoder) -> None:
@@ -36,7 +36,8 @@ def prepare_tuning(encoder: TextEncoder) -> None:
         _unfreeze(backbone, config)
     if config.gradient_checkpointing:
         for block in blocks_of(backbone)[1].values():
-            _recompute_in_backward(block)
+            if count_parameters(block)[0]:
+                _recompute_in_backward(block)
 
 
 def layer_depths(backbone: nn.Module) -> dict[str, int]:
@@ -55,15 +56,18 @@ def layer_depths(backbone: nn.Module) -> dict[str, int]:
 def load_tuned(path: Path, config: EncoderConfig, state: Mapping[str, Tensor]) -> TextEncoder:
     """The encoder at `path` with trained tensors `state` (by the tuned backbone's names) in it, as a plain encoder.
 
-    LoRA is merged into the weights, so that what is saved loads anywhere.
+    LoRA is merged into the weights, so that what is saved loads anywhere, in `config.precision` as it will be loaded.
     """
-    encoder = TextEncoder.load(path, config)
+    encoder = TextEncoder.load(path, config, for_training=True)
+    backbone = encoder.backbone
     prepare_tuning(encoder)
-    unexpected = encoder.backbone.load_state_dict(state, strict=False).unexpected_keys
-    assert not unexpected, f"trained encoder tensors without a place: {unexpected}. This is a bug."
-    _merge_lora(encoder.backbone)
-    encoder.backbone.requires_grad_(False)
-    return encoder
+    different = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad} ^ state.keys()
+    assert not different, f"trained encoder tensors of another model, {sorted(different)} differ. This is a bug."
+    backbone.load_state_dict(state, strict=False)
+    _merge_lora(backbone)
+    for parameter in backbone.requires_grad_(False).parameters():
+        parameter.data = parameter.data.to(inference_dtype(config))  # not the buffers: rotary frequencies stay exact
+    return TextEncoder(encoder.tokens.tokenizer, backbone, config)
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
@@ -93,8 +97,7 @@ def blocks_of(backbone: nn.Module) -> tuple[str, dict[str, nn.Module]]:
 def _unfreeze(backbone: nn.Module, config: EncoderConfig) -> None:
     blocks = list(blocks_of(backbone)[1].values())
     if config.tuning == "full":
-        for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(not _is_pooler(name))
+        backbone.requires_grad_(True)
         return
     if config.top_layers > len(blocks):
         raise ConfigError(
@@ -108,15 +111,11 @@ def _unfreeze(backbone: nn.Module, config: EncoderConfig) -> None:
 
 
 def _names_above_blocks(backbone: nn.Module) -> set[str]:
-    """The final norm: one-dimensional parameters registered after the blocks. A pooler's output is never read."""
+    """The final norm: one-dimensional parameters registered after the blocks (MPNet has a bias table there)."""
     prefix, _ = blocks_of(backbone)
     names = list(dict(backbone.named_parameters()))
     last = max(place for place, name in enumerate(names) if name.startswith(f"{prefix}."))
-    return {name for name in names[last + 1 :] if not _is_pooler(name) and backbone.get_parameter(name).ndim == 1}
-
-
-def _is_pooler(name: str) -> bool:
-    return name.split(".")[0] == "pooler"
+    return {name for name in names[last + 1 :] if backbone.get_parameter(name).ndim == 1}
 
 
 def _add_lora(backbone: nn.Module, config: EncoderConfig) -> None:

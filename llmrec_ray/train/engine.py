@@ -1,14 +1,16 @@
 """One optimizer step behind one interface, whatever shards it: plain torch and DDP here, ZeRO in `zero`.
 
-An engine takes a batch, returns the loss, and can hand out and take back AdamW's moments by parameter name,
-so that a checkpoint fits any number of workers and any sharding. It knows no epochs and no Ray.
+An engine takes the micro-batches of a step, returns the loss, and hands out its part of the training state as pieces
+of named tensors, so that a checkpoint fits any number of workers and any sharding. It knows no epochs and no Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,54 +18,52 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmrec_ray.config import Recipe
 from llmrec_ray.model import TrainingModule, WindowBatch
+from llmrec_ray.train.optimizer import set_learning_rates, trained_parameters
 from llmrec_ray.train.workers import Workers
 
-__all__ = [
-    "MOMENTS",
-    "Engine",
-    "Moments",
-    "TorchEngine",
-    "learning_rate_scale",
-    "make_optimizer",
-    "set_learning_rates",
-    "trained_parameters",
-]
+__all__ = ["MOMENTS", "WEIGHT", "Engine", "Piece", "SavedState", "TorchEngine", "even_part"]
 
+WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-ENCODER_PREFIX = "text_source."
 
 
 @dataclass(frozen=True)
-class Moments:
-    """AdamW's state: steps taken, and per moment a tensor for each trained parameter's name."""
+class Piece:
+    """A run of consecutive values of one named tensor, as one worker holds it.
 
-    steps: int
-    values: Mapping[str, Mapping[str, Tensor]]
+    kind: `weight` or one of AdamW's moments. start: place of the first value in the flattened tensor.
+    values: [n] on any device. shape: that of the whole tensor.
+    """
+
+    kind: str
+    name: str
+    start: int
+    values: Tensor
+    shape: tuple[int, ...]
+
+
+class SavedState(Protocol):
+    """What an engine asks of a checkpoint to resume from."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were done."""
+
+    def read(self, kind: str, name: str, start: int = 0, size: int | None = None) -> Tensor:
+        """`size` values [size] of a flattened tensor from `start` on; all of them when None."""
 
 
 class Engine(Protocol):
     """What the loop asks of any sharding."""
 
-    def step(self, batch: WindowBatch, scale: float) -> Tensor:
-        """One optimizer step at `scale` times the configured learning rates; the detached loss, []."""
+    def step(self, batches: Sequence[WindowBatch], scale: float) -> Tensor:
+        """One optimizer step over all micro-batches at `scale` times the configured rates; the detached loss, []."""
 
-    def moments(self, steps: int) -> Moments:
-        """AdamW's moments, complete on every worker, on the CPU; every worker must call it."""
+    def pieces(self) -> Iterator[Piece]:
+        """This worker's part of the trained weights and of AdamW's moments; all workers together hold all, once."""
 
-
-def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in up to four groups: encoder or not, decayed or not (biases, norms, all vectors are not)."""
-    groups = [
-        _group(module, encoder=encoder, decayed=decayed, recipe=recipe)
-        for encoder in (False, True)
-        for decayed in (True, False)
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]])
-
-
-def learning_rate_scale(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up, and a linear fall to zero at `total_steps`; needs no state to resume."""
-    return min(1.0, (step + 1) / (warmup_steps + 1)) * max(0.0, 1.0 - step / total_steps)
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within it every worker may read all weights of `module`; all workers must enter it."""
 
 
 class TorchEngine:
@@ -71,65 +71,62 @@ class TorchEngine:
 
     def __init__(
         self, module: TrainingModule, optimizer: torch.optim.AdamW, recipe: Recipe, workers: Workers,
-        moments: Moments | None,
+        saved: SavedState | None,
     ) -> None:
         self._parameters = trained_parameters(module)
+        self._module = module
         self._optimizer = optimizer
         self._clip = recipe.train.gradient_clip
         self._autocast = recipe.train.precision == "bf16"
-        self._device = workers.device
+        self._workers = workers
         self._forward: nn.Module = module if workers.world_size == 1 else DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=recipe.encoder.tuning == "top_layers"
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        if moments is not None:
-            self._restore(moments)
+        if saved is not None:
+            self._restore(saved)
 
-    def step(self, batch: WindowBatch, scale: float) -> Tensor:
-        """Forward, backward, clip, update."""
+    def step(self, batches: Sequence[WindowBatch], scale: float) -> Tensor:
+        """Forward and backward for each micro-batch, then clip and update."""
         set_learning_rates(self._optimizer.param_groups, scale)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            loss: Tensor = self._forward(batch)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = [self._backward(batch, last=batch is batches[-1]) for batch in batches]
         nn.utils.clip_grad_norm_(self._parameters.values(), self._clip)
         self._optimizer.step()
+        return torch.stack(losses).sum()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Everything is on every worker; each hands out an equal part."""
+        rank, world = self._workers.rank, self._workers.world_size
+        for name, parameter in self._parameters.items():
+            state = self._optimizer.state.get(parameter, {})
+            tensors = {WEIGHT: parameter} | {
+                moment: state.get(moment, torch.zeros_like(parameter)) for moment in MOMENTS
+            }
+            for kind, tensor in tensors.items():
+                yield even_part(kind, name, tensor, rank, world)
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Nothing is sharded."""
+        return contextlib.nullcontext()
+
+    def _backward(self, batch: WindowBatch, *, last: bool) -> Tensor:
+        alone = last or not isinstance(self._forward, DistributedDataParallel)
+        with contextlib.nullcontext() if alone else self._forward.no_sync():  # type: ignore[operator]
+            with torch.autocast(self._workers.device.type, torch.bfloat16, enabled=self._autocast):
+                loss: Tensor = self._forward(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def moments(self, steps: int) -> Moments:
-        """Replicated on every worker, so nothing is sent."""
-        return Moments(steps, {
-            moment: {name: self._moment(parameter, moment) for name, parameter in self._parameters.items()}
-            for moment in MOMENTS
-        })
-
-    def _moment(self, parameter: Tensor, moment: str) -> Tensor:
-        value = self._optimizer.state.get(parameter, {}).get(moment)
-        return torch.zeros_like(parameter, device="cpu") if value is None else value.detach().cpu().clone()
-
-    def _restore(self, moments: Moments) -> None:
+    def _restore(self, saved: SavedState) -> None:
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(moments.steps)),
-                **{kind: moments.values[kind][name].to(parameter.device, copy=True) for kind in MOMENTS},
+                "step": torch.tensor(float(saved.steps)),
+                **{kind: saved.read(kind, name).view_as(parameter).to(parameter.device) for kind in MOMENTS},
             }
 
 
-def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that take gradients, by name."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def set_learning_rates(groups: Iterable[dict[str, Any]], scale: float) -> None:
-    """Set each group's rate to its configured one times `scale`."""
-    for group in groups:
-        group["lr"] = group["peak_lr"] * scale
-
-
-def _group(module: nn.Module, *, encoder: bool, decayed: bool, recipe: Recipe) -> dict[str, Any]:
-    rate = recipe.encoder.learning_rate if encoder else recipe.train.learning_rate
-    chosen = [
-        parameter for name, parameter in trained_parameters(module).items()
-        if name.startswith(ENCODER_PREFIX) == encoder and (parameter.ndim > 1) == decayed
-    ]
-    return {"params": chosen, "lr": rate, "peak_lr": rate,
-            "weight_decay": recipe.train.weight_decay if decayed else 0.0}
+def even_part(kind: str, name: str, tensor: Tensor, rank: int, world_size: int) -> Piece:
+    """Worker `rank`'s equal part of a tensor that all workers hold."""
+    flat = tensor.detach().reshape(-1)
+    first, last = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
+    return Piece(kind, name, first, flat[first:last], tuple(tensor.shape))

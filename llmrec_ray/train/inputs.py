@@ -15,12 +15,22 @@ import torch
 from torch import nn
 
 from llmrec_ray.config import Recipe
-from llmrec_ray.model import FrozenText, FusionRecommender, TrainingModule, Windows, make_windows
+from llmrec_ray.errors import DataError
+from llmrec_ray.model import (
+    FrozenText,
+    FusionRecommender,
+    Peers,
+    SharedText,
+    TrainingModule,
+    TunedText,
+    Windows,
+    make_windows,
+)
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
-from llmrec_ray.model.tuned import TunedText
-from llmrec_ray.model.tuning import prepare_tuning
+from llmrec_ray.model.tuning import compile_blocks, prepare_tuning
 from llmrec_ray.types import FloatArray, Histories, IntArray
+from llmrec_ray.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from llmrec_ray.data import Dataset
@@ -47,6 +57,7 @@ class TrainingInputs:
     histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows.
     text_vectors: [N, T] float32 in text space (centred, unit norm), or None when items have no texts.
     text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
+    item_ids: the outside world's names of the item rows, for messages.
     """
 
     histories: Histories
@@ -56,6 +67,7 @@ class TrainingInputs:
     text_center: FloatArray | None = None
     item_texts: list[str] | None = None
     late: LateFusion | None = None
+    item_ids: Vocabulary | None = None
 
     @classmethod
     def of(
@@ -75,7 +87,23 @@ class TrainingInputs:
             text_center=text_center if _tunes(recipe) else None,
             item_texts=dataset.item_texts if _tunes(recipe) else None,
             late=late,
+            item_ids=dataset.items,
         )
+
+    def item_id(self, row: int) -> str:
+        """The outside world's name of an item row."""
+        return f"row {row}" if self.item_ids is None else self.item_ids.id(row)
+
+    def check(self) -> None:
+        """Raise DataError for text vectors that are not finite, which no step would survive."""
+        if self.text_vectors is None:
+            return
+        bad = np.flatnonzero(~np.isfinite(self.text_vectors).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"The text vectors of {len(bad)} items are not finite, first that of {self.item_id(int(bad[0]))}: use "
+                "encoder.precision=fp32, or another encoder.model."
+            )
 
     def windows(self, recipe: Recipe) -> Windows:
         """Training windows over the train histories."""
@@ -89,16 +117,18 @@ def build_recommender(recipe: Recipe, n_users: int, n_items: int, text_size: int
     )
 
 
-def build_module(recipe: Recipe, inputs: TrainingInputs, windows: Windows) -> TrainingModule:
+def build_module(
+    recipe: Recipe, inputs: TrainingInputs, windows: Windows, peers: Peers | None = None
+) -> TrainingModule:
     """The training module with the recipe's seed: the same initial weights in every process."""
     torch.manual_seed(recipe.seed)
     text_size = None if inputs.text_vectors is None else inputs.text_vectors.shape[1]
     model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size)
     model.start_from_popularity(windows.item_counts(inputs.n_items))
-    return TrainingModule(model, _text_source(recipe, inputs))
+    return TrainingModule(model, _text_source(recipe, inputs, peers))
 
 
-def _text_source(recipe: Recipe, inputs: TrainingInputs) -> nn.Module | None:
+def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) -> nn.Module | None:
     if inputs.text_vectors is None:
         return None
     if not _tunes(recipe):
@@ -107,9 +137,12 @@ def _text_source(recipe: Recipe, inputs: TrainingInputs) -> nn.Module | None:
             return FrozenText(np.asarray(inputs.text_vectors, dtype=np.float32))
     assert inputs.item_texts is not None, "tuning without texts. This is a bug."
     assert inputs.text_center is not None, "tuning without a centre. This is a bug."
-    encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder)
+    encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder, for_training=True)
     prepare_tuning(encoder)
-    return TunedText(encoder, inputs.item_texts, inputs.text_center)
+    if recipe.train.compile:
+        compile_blocks(encoder.backbone)
+    tuned = TunedText(encoder, inputs.item_texts, inputs.text_center)
+    return SharedText(tuned, inputs.text_vectors, peers, recipe.encoder.gradient_share)
 
 
 def _reads_text(recipe: Recipe) -> bool:

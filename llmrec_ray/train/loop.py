@@ -1,12 +1,13 @@
-"""The training loop of one process: step, epoch, validation, checkpoint, early stopping. It only sequences.
+"""The training loop of one process: step, checkpoint, validation, early stopping. It only sequences.
 
 It reports through a function and resumes from a folder, so a test can run it without Ray.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +16,26 @@ from torch import Tensor
 
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import TrainingError
-from llmrec_ray.model import TrainingModule, Windows
-from llmrec_ray.train.checkpoint import LoopState, load_checkpoint, save_checkpoint, trained_weights
-from llmrec_ray.train.engine import Engine, learning_rate_scale
+from llmrec_ray.model import SharedText, WindowBatch
+from llmrec_ray.train.checkpoint import Checkpoint, LoopState, load_into, load_state, save_shard, save_state
+from llmrec_ray.train.engine import WEIGHT, Engine, Piece, even_part
 from llmrec_ray.train.inputs import TrainingInputs, build_module
-from llmrec_ray.train.sharding import make_engine
+from llmrec_ray.train.optimizer import learning_rate_scale
+from llmrec_ray.train.prefetch import prefetched
+from llmrec_ray.train.sharding import describe, make_engine
 from llmrec_ray.train.validation import validate
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["Report", "train_epochs"]
+__all__ = ["SELECTION", "Report", "train_epochs"]
 
-Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
-"""Takes an epoch's metrics and, on the first worker, a function that writes the checkpoint into a folder."""
+Report = Callable[[dict[str, float], Callable[[Path], None]], None]
+"""Takes metrics and a function that writes this worker's part of the checkpoint into a folder."""
+
+logger = logging.getLogger(__name__)
+
+SELECTION = "ndcg@10"
+NOT_SCORED = -1.0
+NAMED_ITEMS = 10
 
 
 def train_epochs(
@@ -36,75 +45,135 @@ def train_epochs(
     report: Report,
     resume_from: Path | None = None,
     told_to_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = logger.info,
 ) -> LoopState:
     """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
 
-    `told_to_stop` is asked after each epoch; when any worker hears yes, all end there.
+    `told_to_stop` is asked after each epoch; when any worker hears yes, all end there. A report comes after each epoch,
+    and after every `train.checkpoint_steps` steps of one. `say` is told what trains.
 
-    Replayable: an epoch's order, negatives and dropout follow from the seed and the epoch, so resuming from
-    any epoch's checkpoint goes on as if nothing had happened. Raises TrainingError when a loss is not finite.
+    Replayable: a step's order, negatives and dropout follow from the seed and the step, so resuming from any checkpoint
+    goes on as if nothing had happened. Raises TrainingError when a loss is not finite, ArtifactMismatchError or
+    CorruptArtifactError when `resume_from` cannot be used.
     """
     workers.share_cores()
-    windows = inputs.windows(recipe)
-    module = build_module(recipe, inputs, windows)
-    moments, state = (None, LoopState()) if resume_from is None else load_checkpoint(resume_from, module)
-    module.to(workers.device).train()
-    engine = make_engine(module, recipe, workers, moments)
-    while state.epoch < recipe.train.epochs and not state.stopping.should_stop(recipe.train.patience):
-        started = time.perf_counter()
-        losses = _train_epoch(recipe, windows, engine, workers, state)
-        trained_s = time.perf_counter() - started
-        loss = _mean_loss(losses, workers, state, recipe)
-        measured = validate(module, inputs, workers, recipe.evaluate.batch_users)
-        state = _advance(state, len(losses), measured | {
-            "loss": loss, "train_s": trained_s, "epoch_s": time.perf_counter() - started,
-        })
-        report(state.epochs[-1], _checkpoint_writer(module, engine, workers, state))
+    run = _Run(recipe, inputs, workers, report, resume_from)
+    if workers.is_first:
+        say(run.description)
+    while run.state.epoch < recipe.train.epochs and not run.state.stopping.should_stop(recipe.train.patience):
+        run.train_epoch()
         if float(workers.sum(torch.tensor([float(told_to_stop())]))):
             break
-    return state
+    return run.state
 
 
-def _train_epoch(
-    recipe: Recipe, windows: Windows, engine: Engine, workers: Workers, state: LoopState
-) -> list[Tensor]:
-    torch.manual_seed(hash((recipe.seed, state.epoch, workers.rank)) % 2**63)
-    batches = windows.epoch(
-        state.epoch, seed=recipe.seed, batch_size=recipe.train.batch_size, negatives=recipe.train.negatives,
-        rank=workers.rank, world_size=workers.world_size,
-    )
-    total = recipe.train.epochs * windows.steps(recipe.train.batch_size)
-    return [
-        engine.step(batch.to(workers.device), learning_rate_scale(step, recipe.train.warmup_steps, total))
-        for step, batch in enumerate(batches, start=state.step)
-    ]
+class _Run:
+    """The parts of one run and where it stands."""
 
+    def __init__(
+        self, recipe: Recipe, inputs: TrainingInputs, workers: Workers, report: Report, resume_from: Path | None
+    ) -> None:
+        self.recipe, self.inputs, self.workers, self.report = recipe, inputs, workers, report
+        self.state = LoopState()
+        self.windows = inputs.windows(recipe)
+        self.module = build_module(recipe, inputs, self.windows, workers.peers())
+        saved = None
+        if resume_from is not None:
+            saved, self.state = Checkpoint(resume_from), load_state(resume_from)
+            load_into(self.module, saved)
+        self.module.to(workers.device).train()
+        self.description = describe(self.module, recipe, workers)
+        self.engine: Engine = make_engine(self.module, recipe, workers, saved)
+        self._checked = False
 
-def _mean_loss(losses: list[Tensor], workers: Workers, state: LoopState, recipe: Recipe) -> float:
-    """Mean over the epoch. Looked at once per epoch, since looking at each step would stall a GPU."""
-    per_step = workers.sum(torch.stack(losses)) / workers.world_size
-    if bool(torch.isfinite(per_step).all()):
-        return float(per_step.mean())
-    step = state.step + int((~torch.isfinite(per_step)).nonzero()[0]) + 1
-    last_good = f"epoch {state.epoch}" if state.epoch else "none"
-    raise TrainingError(
-        f"The loss was not finite at step {step} (epoch {state.epoch + 1}); last good checkpoint: "
-        f"{last_good}. Lower train.learning_rate (now {recipe.train.learning_rate:g}) or train.gradient_clip "
-        f"(now {recipe.train.gradient_clip:g}), or use train.precision=fp32."
-    )
+    def train_epoch(self) -> None:
+        """The rest of the epoch that has begun, validation, and the report."""
+        started = time.perf_counter()
+        self._train_steps()
+        losses, trained_s = self.state.losses, time.perf_counter() - started
+        measured = validate(self.module, self.engine, self.inputs, self.workers, self.recipe.evaluate.batch_users)
+        self._finish_epoch(measured | {
+            "loss": sum(losses) / len(losses), "train_s": trained_s, "epoch_s": time.perf_counter() - started,
+        })
+        self.report(self.state.epochs[-1], self._write)
 
+    def _train_steps(self) -> None:
+        """Up to the end of the epoch, with a checkpoint every so often. Losses are looked at as rarely as possible,
+        since looking makes the host wait for a GPU: after the first step, before a checkpoint, at the end."""
+        train = self.recipe.train
+        first, last = len(self.state.losses), self.windows.steps(train.batch_size)
+        losses: list[Tensor] = []
+        for step, batches in enumerate(self._batches(first), start=first + 1):
+            losses.append(self._step(batches, self.state.step + len(losses)))
+            due = train.checkpoint_steps is not None and step % train.checkpoint_steps == 0 and step < last
+            if due or step == last or not self._checked:
+                self._look_at(losses)
+                losses, self._checked = [], True
+            if due:
+                self.report(self._progress(), self._write)
 
-def _advance(state: LoopState, steps: int, measured: dict[str, float]) -> LoopState:
-    epoch, step = state.epoch + 1, state.step + steps
-    stopping = state.stopping.seen(measured["ndcg@10"], epoch)
-    metrics = {"epoch": epoch, "step": step, "best_epoch": stopping.best_epoch, **measured}
-    return replace(state, epoch=epoch, step=step, stopping=stopping, epochs=[*state.epochs, metrics])
+    def _batches(self, first_step: int) -> Iterator[list[WindowBatch]]:
+        train, workers = self.recipe.train, self.workers
+        batches = self.windows.epoch(
+            self.state.epoch, seed=self.recipe.seed, batch_size=train.batch_size, negatives=train.negatives,
+            rank=workers.rank, world_size=workers.world_size, micro_batches=train.accumulation_steps,
+            first_step=first_step, with_step_rows=isinstance(self.module.text_source, SharedText),
+        )
+        moved = ([batch.to(workers.device) for batch in step] for step in batches)
+        return prefetched(moved) if workers.device.type == "cuda" else moved
 
+    def _step(self, batches: list[WindowBatch], step: int) -> Tensor:
+        train = self.recipe.train
+        torch.manual_seed(hash((self.recipe.seed, step, self.workers.rank)) % 2**63)
+        total = train.epochs * self.windows.steps(train.batch_size)
+        return self.engine.step(batches, learning_rate_scale(step, train, total))
 
-def _checkpoint_writer(
-    module: TrainingModule, engine: Engine, workers: Workers, state: LoopState
-) -> Callable[[Path], None] | None:
-    moments = engine.moments(state.step)
-    if not workers.is_first:
-        return None
-    return lambda folder: save_checkpoint(folder, trained_weights(module), moments, state)
+    def _look_at(self, losses: list[Tensor]) -> None:
+        """Take the mean over workers of some steps' losses into the state. Raises TrainingError."""
+        values = self.workers.sum(torch.stack(losses)) / self.workers.world_size
+        if not bool(torch.isfinite(values).all()):
+            raise self._not_finite(int((~torch.isfinite(values)).nonzero()[0]))
+        self.state = replace(
+            self.state, step=self.state.step + len(losses), losses=[*self.state.losses, *values.tolist()]
+        )
+
+    def _not_finite(self, place: int) -> TrainingError:
+        state, train = self.state, self.recipe.train
+        [batch] = next(self.windows.epoch(
+            state.epoch, seed=self.recipe.seed, batch_size=train.batch_size, negatives=train.negatives,
+            first_step=len(state.losses) + place,
+        ))
+        rows = batch.rows[torch.unique(batch.targets)]
+        items = ", ".join(self.inputs.item_id(int(row)) for row in rows[:NAMED_ITEMS])
+        since = len(state.losses) % train.checkpoint_steps if train.checkpoint_steps else len(state.losses)
+        kept = state.step - since
+        return TrainingError(
+            f"The loss was not finite at step {state.step + place + 1} (epoch {state.epoch + 1}), in a batch with the "
+            f"items {items}{' and others' if len(rows) > NAMED_ITEMS else ''}; last good checkpoint: "
+            f"{f'step {kept}' if kept else 'none'}. Lower train.learning_rate (now {train.learning_rate:g}) or "
+            f"train.gradient_clip (now {train.gradient_clip:g}), or use train.precision=fp32."
+        )
+
+    def _finish_epoch(self, measured: dict[str, float]) -> None:
+        epoch = self.state.epoch + 1
+        stopping = self.state.stopping.seen(measured[SELECTION], epoch)
+        metrics = {"epoch": epoch, "step": self.state.step, "best_epoch": stopping.best_epoch, **measured}
+        self.state = replace(
+            self.state, epoch=epoch, losses=[], stopping=stopping, epochs=[*self.state.epochs, metrics]
+        )
+
+    def _progress(self) -> dict[str, float]:
+        """Metrics of a checkpoint within an epoch: no score, so that it is kept only while it is the newest."""
+        return {"step": self.state.step, "loss": self.state.losses[-1], SELECTION: NOT_SCORED}
+
+    def _write(self, folder: Path) -> None:
+        save_shard(folder, self._pieces(), self.workers.rank, self.workers.world_size)
+        if self.workers.is_first:
+            save_state(folder, self.state)
+
+    def _pieces(self) -> Iterator[Piece]:
+        yield from self.engine.pieces()
+        parameters = {name for name, _ in self.module.named_parameters()}
+        for name, buffer in self.module.state_dict().items():
+            if name not in parameters:
+                yield even_part(WEIGHT, name, buffer, self.workers.rank, self.workers.world_size)

@@ -24,8 +24,12 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
     def __init__(self, channel: Queue) -> None:
         self._channel = channel
 
+    def say(self, text: str) -> None:
+        """A line for people, from any process."""
+        self._channel.put(text)
+
     def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
-        """One epoch's metrics of the first worker."""
+        """Metrics of the first worker, after an epoch or within it."""
         self._channel.put(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -52,9 +56,13 @@ def _show(channel: Queue, epochs: int, shown: bool) -> None:
     bar = tqdm(total=epochs, desc="train", unit="epoch", disable=not shown)
     with contextlib.suppress(ray.exceptions.RayError), bar:
         while (message := channel.get()) is not None:
-            if "epoch" in message:
+            if isinstance(message, str):
+                logger.info("%s", message)
+            elif "epoch" in message:
                 bar.update(int(message["epoch"]) - bar.n)
                 bar.set_postfix_str(_line(message))
+            elif "step" in message:
+                bar.set_postfix_str(f"step {message['step']:.0f}, loss {message['loss']:.4f}")
             else:
                 logger.warning("Training workers failed: %s", message)
 

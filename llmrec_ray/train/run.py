@@ -31,18 +31,22 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, TrainingError
 from llmrec_ray.train.checkpoint import load_state, load_weights
 from llmrec_ray.train.inputs import TrainingInputs
-from llmrec_ray.train.progress import progress_bar
+from llmrec_ray.train.loop import SELECTION
+from llmrec_ray.train.progress import ReportToDriver, progress_bar
 from llmrec_ray.train.worker import train_worker
 
 __all__ = ["TrainedModel", "run_training", "stop_file"]
 
 logger = logging.getLogger(__name__)
 
-SELECTION = "ndcg@10"
 SECTIONS_THAT_MATTER = ("seed", "encoder", "model", "train", "fusion")
-FREE_TO_CHANGE = {"num_workers", "sharding", "use_gpu", "patience", "max_failures"}
-MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.backbone."
+FREE_TO_CHANGE = {
+    "num_workers", "min_workers", "sharding", "offload", "accumulation_steps", "use_gpu", "patience", "max_failures",
+    "checkpoint_steps", "compile",
+}
+MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.tuned.backbone."
 POLL_S = "0.2"
+WAIT_FOR_LOST_NODE_S = "15"
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,12 @@ def run_training(
     Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
     ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
     """
+    inputs.check()
     _check_cluster(recipe)
     _open_run(run_dir, _identity(recipe, inputs, data_id), resume=resume)
     started = time.perf_counter()
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
-        result = _fit(recipe, inputs, run_dir, [reporter, *callbacks])
+        result = _fit(recipe, inputs, run_dir, reporter, callbacks)
     if result.return_value is not None:
         raise result.return_value
     trained = _best(result, time.perf_counter() - started)
@@ -98,20 +103,25 @@ def stop_file(run_dir: str) -> str:
 
 
 def _fit(
-    recipe: Recipe, inputs: TrainingInputs, run_dir: str, callbacks: list[ray.train.UserCallback]
+    recipe: Recipe, inputs: TrainingInputs, run_dir: str, reporter: ReportToDriver,
+    callbacks: Sequence[ray.train.UserCallback],
 ) -> ray.train.Result:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)  # a report waits for the next poll
     if not _has_dashboard():  # a private Ray: nobody announces that its machine will be taken away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     train = recipe.train
+    if train.min_workers is not None:  # how long the old size is retried before going on with fewer
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WAIT_FOR_LOST_NODE_S)
     trainer = _Trainer(
         train_worker,
         train_loop_config={
-            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "stop_file": stop_file(run_dir)
+            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "stop_file": stop_file(run_dir),
+            "reporter": reporter,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=_resources(recipe)
+            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            use_gpu=train.use_gpu, resources_per_worker=_resources(recipe),
         ),
         run_config=ray.train.RunConfig(
             name=PurePosixPath(run_dir).name,
@@ -120,7 +130,7 @@ def _fit(
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
             ),
-            callbacks=callbacks,
+            callbacks=[reporter, *callbacks],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -190,11 +200,12 @@ def _resources(recipe: Recipe) -> dict[str, float]:
 def _check_cluster(recipe: Recipe) -> None:
     have = ray.cluster_resources()
     for kind, each in _resources(recipe).items():
-        needed = each * recipe.train.num_workers
-        if have.get(kind, 0) < needed:
+        field = "num_workers" if recipe.train.min_workers is None else "min_workers"
+        workers = getattr(recipe.train, field)
+        if have.get(kind, 0) < each * workers:
             raise ClusterError(
-                f"train.num_workers is {recipe.train.num_workers}, which needs {needed:g} {kind}s, but Ray "
-                f"has {have.get(kind, 0):g}: set train.num_workers lower, or join a larger cluster."
+                f"train.{field} is {workers}, which needs {each * workers:g} {kind}s, but Ray has "
+                f"{have.get(kind, 0):g}: set train.{field} lower, or join a larger cluster."
             )
 
 

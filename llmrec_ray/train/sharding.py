@@ -1,23 +1,78 @@
-"""`train.sharding` -> the engine that does it. Only here is it known which engines there are."""
+"""`train.sharding` -> the engine that does it, and DeepSpeed's configuration, derived and never written by people."""
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, TrainConfig
 from llmrec_ray.model import TrainingModule
-from llmrec_ray.train.engine import Engine, Moments, TorchEngine, make_optimizer
+from llmrec_ray.model.tuning import count_parameters
+from llmrec_ray.train.engine import Engine, SavedState, TorchEngine
+from llmrec_ray.train.optimizer import make_optimizer, trained_parameters
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["make_engine"]
+__all__ = ["deepspeed_config", "describe", "make_engine"]
+
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+BUCKET_NUMBERS = 2**26
+WHOLE_BELOW_NUMBERS = 10_000
 
 
-def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, moments: Moments | None) -> Engine:
-    """The engine of `train.sharding` around a module that has its weights already; `moments` to resume."""
-    optimizer = make_optimizer(module, recipe)
-    if recipe.train.sharding in {"zero1", "zero2"}:
-        os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
-        from llmrec_ray.train.zero import ZeroEngine
+def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, saved: SavedState | None) -> Engine:
+    """The engine of `train.sharding` around a module that has its weights already; `saved` to resume."""
+    optimizer = make_optimizer(module, recipe, workers.device)
+    if recipe.train.sharding not in STAGES:
+        return TorchEngine(module, optimizer, recipe, workers, saved)
+    os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
+    from llmrec_ray.train.zero import ZeroEngine
 
-        return ZeroEngine(module, optimizer, recipe, workers, moments)
-    return TorchEngine(module, optimizer, recipe, workers, moments)
+    return ZeroEngine(module, optimizer, _config_for(module, recipe, workers), workers, saved)
+
+
+def describe(module: TrainingModule, recipe: Recipe, workers: Workers) -> str:
+    """One line on what trains, where, and DeepSpeed's configuration; before the module is sharded."""
+    trained, everything = count_parameters(module)
+    line = (
+        f"training {trained:,} of {everything:,} parameters (encoder: {recipe.encoder.tuning}) on {workers.world_size} "
+        f"{'process' if workers.world_size == 1 else 'processes'}, {workers.device.type}, {recipe.train.precision}, "
+        f"sharding {recipe.train.sharding}"
+    )
+    if recipe.train.sharding not in STAGES:
+        return line
+    return f"{line}; DeepSpeed is told {json.dumps(_config_for(module, recipe, workers))}"
+
+
+def _config_for(module: TrainingModule, recipe: Recipe, workers: Workers) -> dict[str, Any]:
+    largest = max(parameter.numel() for parameter in trained_parameters(module).values())
+    return deepspeed_config(recipe.train, workers.world_size, workers.device.type, largest)
+
+
+def deepspeed_config(train: TrainConfig, world_size: int, device: str, largest_parameter: int) -> dict[str, Any]:
+    """What DeepSpeed is told; `largest_parameter` in numbers, since a bucket must hold a whole one."""
+    bucket = max(largest_parameter, BUCKET_NUMBERS)
+    pinned = {"device": "cpu", "pin_memory": device == "cuda"}
+    zero: dict[str, Any] = {
+        "stage": STAGES[train.sharding],
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": device == "cuda",
+        "contiguous_gradients": True,
+    }
+    if train.sharding == "zero3":
+        zero["stage3_param_persistence_threshold"] = WHOLE_BELOW_NUMBERS
+    if train.offload != "none":
+        zero["offload_optimizer"] = pinned
+    if train.offload == "all":
+        zero["offload_param"] = pinned
+    micro_batch = -(-train.batch_size // (world_size * train.accumulation_steps))
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": train.accumulation_steps,
+        "gradient_clipping": train.gradient_clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": None,
+    }

@@ -6,7 +6,6 @@ Shapes: B users of a batch, N items, T width of a text vector.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from llmrec_ray.metrics import ndcg_gains
-from llmrec_ray.model import FusionRecommender, TrainingModule, catalogue_vectors, user_matrix
+from llmrec_ray.model import FusionRecommender, SharedText, TrainingModule, catalogue_vectors, user_matrix
 from llmrec_ray.ranking import mask_seen, target_ranks
+from llmrec_ray.train.engine import Engine
 from llmrec_ray.train.inputs import LateFusion, TrainingInputs
 from llmrec_ray.train.workers import Workers
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -23,16 +23,17 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 __all__ = ["validate"]
 
 K = 10
-ENCODE_CHUNK = 512
 
 
 def validate(
-    module: TrainingModule, inputs: TrainingInputs, workers: Workers, batch_users: int
+    module: TrainingModule, engine: Engine, inputs: TrainingInputs, workers: Workers, batch_users: int
 ) -> dict[str, float]:
     """`ndcg@10` and `hr@10`, and `late_ndcg@10` when a partner signal is given; equal on every worker."""
     module.eval()
-    model = module.model if workers.device.type == "cpu" else copy.deepcopy(module.model).cpu()
-    catalogue = catalogue_vectors(model, _text_vectors(module, inputs, workers))
+    model = _on_host(module.model, engine)
+    source = module.text_source
+    texts = source.catalogue(inputs.n_items) if isinstance(source, SharedText) else inputs.text_vectors
+    catalogue = catalogue_vectors(model, texts)
     scale = None if inputs.late is None else _score_deviation(model, catalogue, inputs, workers, batch_users)
     totals = np.zeros(4)
     for users, histories in _batches(inputs.histories, workers, batch_users):
@@ -48,17 +49,13 @@ def validate(
     return metrics if inputs.late is None else metrics | {"late_ndcg@10": late_gain / count}
 
 
-def _text_vectors(module: TrainingModule, inputs: TrainingInputs, workers: Workers) -> FloatArray | None:
-    """[N, T] as training sees texts now; trained encoders encode the catalogue once, shared among workers."""
-    if inputs.text_vectors is None or inputs.text_center is None:
-        return inputs.text_vectors
-    assert module.text_source is not None, "text vectors without a text source. This is a bug."
-    vectors = torch.zeros(inputs.text_vectors.shape)
-    rows = torch.arange(workers.rank, inputs.n_items, workers.world_size)
-    with torch.inference_mode():
-        for chunk in torch.split(rows, ENCODE_CHUNK):
-            vectors[chunk] = module.text_source(chunk.to(workers.device)).float().cpu()
-    return np.asarray(workers.sum(vectors).numpy(), dtype=np.float32)
+def _on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
+    """The recommender with all its weights on the CPU, apart from what shards or moves the one that trains."""
+    with engine.whole(model), torch.no_grad():
+        state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    twin = FusionRecommender(model.config, model.item_vector, model.n_users, model.n_items, model.text_size)
+    twin.load_state_dict(state)
+    return twin
 
 
 def _batches(

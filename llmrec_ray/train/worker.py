@@ -34,7 +34,9 @@ def train_worker(config: dict[str, Any]) -> LlmrecError | None:
         with contextlib.ExitStack() as stack:
             checkpoint = ray.train.get_checkpoint()
             folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-            train_epochs(recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists)
+            train_epochs(
+                recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists, config["reporter"].say
+            )
     except LlmrecError as error:
         return error
     return None
@@ -58,10 +60,8 @@ def _workers() -> Workers:
     )
 
 
-def _report(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
-    if write is None:
-        ray.train.report(metrics)
-        return
+def _report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+    """Every worker hands over its part of the checkpoint; Ray Train puts them into one folder."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

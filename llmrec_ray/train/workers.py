@@ -1,4 +1,4 @@
-"""A training process among its peers: rank, device, and sums over all of them.
+"""A training process among its peers: rank, device, sums over all of them, and an exchange with gradients.
 
 The one place that talks to `torch.distributed` directly; with one process nothing is sent.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from llmrec_ray.model import Peers
 
 __all__ = ["Workers"]
 
@@ -37,7 +40,36 @@ class Workers:
         dist.all_reduce(total)
         return total.cpu()
 
+    def peers(self) -> Peers:
+        """For sharing the encoding of texts."""
+        return Peers() if self.world_size == 1 else Peers(self.rank, self.world_size, _gather)
+
     def share_cores(self) -> None:
         """Give each process on this machine its part of the cores, so that threads do not fight."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
         torch.set_num_threads(max(1, cores // self.local_world_size))
+
+
+def _gather(vectors: Tensor) -> Tensor:
+    gathered: Tensor = _Gather.apply(vectors)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """[m, T] -> [world_size * m, T]; backward sums every worker's gradient of what this one gave."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        everybodys = vectors.new_empty(dist.get_world_size() * len(vectors), *vectors.shape[1:])
+        dist.all_gather_single(everybodys, vectors.contiguous())
+        return everybodys
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        if dist.get_backend() == "nccl":
+            mine = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+            dist.reduce_scatter_single(mine, gradient)
+            return mine
+        dist.all_reduce(gradient)  # gloo has no reduce-scatter
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]

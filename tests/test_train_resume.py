@@ -1,0 +1,88 @@
+"""Any sharding trains like one plain process, and its checkpoint goes on under any other number of workers.
+
+Losses are compared step by step over the eleven steps after the checkpoint: a forgotten step count, schedule or group
+leaves the first loss right and only later ones wrong.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from llmrec_ray.config import EncoderConfig, Recipe
+from tests.train_boards import Job, deterministic_recipe, train_here, train_in_processes
+
+SHARDINGS = ("ddp", "zero1", "zero2", "zero3")
+TUNINGS = ("frozen", "top_layers", "lora", "full")
+COMBINATIONS = list(product(SHARDINGS, TUNINGS))
+pytestmark = pytest.mark.drill
+STEPS, CHECKPOINT = 15, 4
+SAME = 1e-4
+
+
+class Runs:
+    """Losses of every run of the matrix, from a handful of process groups."""
+
+    def __init__(self, folder: Path, encoder: Path) -> None:
+        self.folder, self.encoder = folder, encoder
+        self.alone = {
+            tuning: train_here(self.recipe("none", tuning, 1), folder / "alone" / tuning) for tuning in TUNINGS
+        }
+        self.two = self._train(2, "two")
+        self.two_to_one = self._train(1, "two_to_one", resume="two")
+        self.two_to_three = self._train(3, "two_to_three", resume="two")
+        self.one_to_two = self._train(2, "one_to_two", resume="alone")
+
+    def recipe(self, sharding: str, tuning: str, workers: int) -> Recipe:
+        encoder = {
+            "model": str(self.encoder), "tuning": tuning, "top_layers": 1, "learning_rate": 1e-3, "layer_decay": 0.5,
+            "max_batch_tokens": 256,
+        }
+        train = {
+            "sharding": sharding, "num_workers": workers, "checkpoint_steps": 1, "learning_rate": 0.001,
+            "weight_decay": 0.1,
+        }
+        return deterministic_recipe(**train).model_copy(update={"encoder": EncoderConfig(**encoder)})
+
+    def _train(self, workers: int, name: str, resume: str | None = None) -> dict[tuple[str, str], list[float]]:
+        jobs = [
+            Job(
+                self.recipe(sharding, tuning, workers),
+                self.folder / name / sharding / tuning,
+                resume_from=resume and self._checkpoint(resume, sharding, tuning),
+            )
+            for sharding, tuning in COMBINATIONS
+        ]
+        return dict(zip(COMBINATIONS, train_in_processes(workers, jobs), strict=True))
+
+    def _checkpoint(self, name: str, sharding: str, tuning: str) -> Path:
+        parts = [name, tuning] if name == "alone" else [name, sharding, tuning]
+        return self.folder.joinpath(*parts, str(CHECKPOINT))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_encoder) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), tiny_encoder)
+
+
+@pytest.mark.parametrize(("sharding", "tuning"), COMBINATIONS)
+def test_two_workers_train_like_one(runs, sharding, tuning):
+    assert len(runs.alone[tuning]) == STEPS
+    assert runs.two[sharding, tuning] == pytest.approx(runs.alone[tuning], abs=SAME)
+
+
+@pytest.mark.parametrize("change", ["two_to_one", "two_to_three", "one_to_two"])
+@pytest.mark.parametrize(("sharding", "tuning"), COMBINATIONS)
+def test_a_checkpoint_goes_on_at_another_number_of_workers(runs, sharding, tuning, change):
+    resumed = getattr(runs, change)[sharding, tuning]
+    assert resumed == pytest.approx(runs.alone[tuning][CHECKPOINT:], abs=SAME)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_what_is_compared_moves_by_far_more_than_the_tolerance(runs, tuning):
+    frozen, losses = runs.alone["frozen"], runs.alone[tuning]
+    assert max(losses[CHECKPOINT:]) - min(losses[CHECKPOINT:]) > 1000 * SAME
+    if tuning != "frozen":
+        assert max(abs(a - b) for a, b in zip(losses, frozen, strict=True)) > 1000 * SAME
