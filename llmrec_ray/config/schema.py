@@ -170,7 +170,7 @@ class EncoderConfig(Section):
     max_batch_tokens: PositiveInt = 1024
     """Padded tokens in one forward pass; small is faster on a CPU, large on a GPU."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; eager where a model has no sdpa; flash_attention_2 needs a GPU, bf16 and flash-attn."""
+    """How attention is computed (eager where a model has no sdpa); flash_attention_2 needs a GPU and bf16."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the catalogue's and the queries' vectors; training has its own in train.precision."""
     tuning: Literal["frozen", "top_layers", "lora", "full"] = "frozen"

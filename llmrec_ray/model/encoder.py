@@ -9,20 +9,27 @@ Shapes: N texts, P texts of one batch, L tokens, T width of a text vector.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llmrec_ray.config import EncoderConfig, Pooling
-from llmrec_ray.errors import ModelSourceError
+from llmrec_ray.errors import ConfigError, ModelSourceError
 from llmrec_ray.model.tokens import TextTokens, token_budget_batches
 from llmrec_ray.types import FloatArray
 
-__all__ = ["TextEncoder", "pooled_states"]
+__all__ = ["TextEncoder", "inference_dtype", "pooled_states"]
+
+# What a Hugging Face config says that decides no vector.
+BOOKKEEPING = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
 
 class TextEncoder:
@@ -34,22 +41,17 @@ class TextEncoder:
         self.config = config
 
     @classmethod
-    def load(cls, path: Path, config: EncoderConfig) -> TextEncoder:
-        """Read a Hugging Face folder in float32, from local files only. Raises ModelSourceError."""
-        from transformers import AutoModel, AutoTokenizer  # slow to import; scoring needs none of it
+    def load(cls, path: Path, config: EncoderConfig, *, for_training: bool = False) -> TextEncoder:
+        """Read a Hugging Face folder, from local files only, in `config.precision`; for training in float32.
 
-        _hide_progress_bars()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            backbone = AutoModel.from_pretrained(
-                path, local_files_only=True, dtype=torch.float32, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelSourceError(
-                f"{path} does not hold an encoder that can be loaded ({reason}): it needs config.json, "
-                "a tokenizer and safetensors weights."
-            ) from None
+        Of a model that also sees, only the language model is kept. Raises ModelSourceError for a folder that
+        holds no encoder or another model's tokenizer, ConfigError for settings that this model or machine lacks.
+        """
+        _check_attention(config)
+        dtype = torch.float32 if for_training else inference_dtype(config)
+        tokenizer, backbone = _read(path, dtype, config.attention)
+        if config.bidirectional or getattr(backbone.config, "is_causal", None) is False:
+            _attend_both_ways(backbone)
         return cls(tokenizer, backbone, config)
 
     @property
@@ -100,11 +102,19 @@ class TextEncoder:
     def fingerprint(self) -> str:
         """Hash of all that decides a vector besides its final text: weights, precision, tokenizer, settings."""
         digest = hashlib.sha256()
+        settings = cast(Any, self.backbone.config).to_dict()
+        settings = {name: value for name, value in settings.items() if name not in BOOKKEEPING}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.backbone.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         digest.update(f"{self.tokens.fingerprint()} pooling={self.config.pooling}".encode())
         return digest.hexdigest()[:16]
+
+
+def inference_dtype(config: EncoderConfig) -> torch.dtype:
+    """In which precision weights are kept to encode with."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
@@ -114,7 +124,7 @@ def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling:
     """
     places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[None, :]
     mask = places <= lengths[:, None]
-    states: Tensor = backbone(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    states: Tensor = backbone(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
     if pooling == "cls":
         return states[:, 0].float()
     if pooling == "last":
@@ -123,7 +133,70 @@ def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling:
     return torch.einsum("plt,pl->pt", states.float(), weights / weights.sum(1, keepdim=True))
 
 
+def _check_attention(config: EncoderConfig) -> None:
+    if config.attention != "flash_attention_2":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "encoder.attention is flash_attention_2, but this process has no NVIDIA GPU: set encoder.attention to sdpa."
+        )
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(
+            "encoder.attention is flash_attention_2, but the package flash-attn is not installed: install it, or set "
+            "encoder.attention to sdpa."
+        )
+
+
+def _read(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """Tokenizer and backbone, complete: transformers fills what is missing with random weights or an empty vocabulary.
+    """
+    from transformers import AutoModel, AutoTokenizer  # slow to import; scoring needs none of it
+
+    _hide_progress_bars()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        backbone, report = AutoModel.from_pretrained(
+            path, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            attn_implementation=None if attention == "sdpa" else attention,  # None is sdpa where a model has it
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _no_encoder(path, reason) from None
+    if not any((path / name).is_file() for name in tokenizer.vocab_files_names.values()):
+        raise _no_encoder(path, f"none of {', '.join(tokenizer.vocab_files_names.values())} is there")
+    if backbone.config.is_encoder_decoder:
+        raise _no_encoder(path, f"{type(backbone).__name__} is an encoder with a decoder, which is not supported")
+    if "add_pooling_layer" in inspect.signature(type(backbone)).parameters:
+        backbone.pooler = None  # never read, and often not among the weights
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise _no_encoder(path, f"{len(missing)} of its tensors are not in the weights, first {missing[0]}")
+    backbone = backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()
+    backbone.config.use_cache = False
+    return tokenizer, backbone
+
+
+def _no_encoder(path: Path, reason: str) -> ModelSourceError:
+    return ModelSourceError(
+        f"{path} does not hold an encoder that can be loaded ({reason}): it needs config.json, a tokenizer and "
+        "safetensors weights."
+    )
+
+
+def _attend_both_ways(backbone: nn.Module) -> None:
+    """Masks follow the config, which is saved with the model; attention without a mask follows the module."""
+    causal = [module for module in backbone.modules() if getattr(module, "is_causal", False)]
+    if not causal:
+        raise ConfigError(
+            f"encoder.bidirectional is true, but {type(backbone).__name__} has no causal attention to switch off: "
+            "leave it out."
+        )
+    cast(Any, backbone.config).is_causal = False
+    for module in causal:
+        cast(Any, module).is_causal = False
+
+
 def _hide_progress_bars() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # it reports tensors that are missing, which `_read` refuses

@@ -8,29 +8,18 @@ Shapes: N items, M distinct rows asked for, P rows in one micro-batch, L tokens,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from llmrec_ray.model.encoder import TextEncoder, pooled_states
+from llmrec_ray.model.states import GivenStates, TextStates
 from llmrec_ray.model.tokens import token_budget_batches
-from llmrec_ray.types import FloatArray, IntArray
+from llmrec_ray.types import FloatArray
 
 __all__ = ["TextStates", "TunedText"]
 
 NORM_FLOOR = 1e-12
-
-
-@dataclass(frozen=True)
-class TextStates:
-    """What the first trained block reads, for every token of every text, one text after the other.
-
-    values: [total_tokens, T] float32. starts: [N + 1] int64, text n is values[starts[n]:starts[n + 1]].
-    """
-
-    values: FloatArray
-    starts: IntArray
 
 
 class TunedText(nn.Module):
@@ -39,19 +28,23 @@ class TunedText(nn.Module):
     Rows are encoded in token-budget micro-batches, longest texts first, without dropout. Below the first trained
     block autograd records nothing.
 
-    texts: one per item row, "" for none. center: [T] float32, subtracted from raw vectors.
+    texts: one per item row, "" for none. center: [T] float32, subtracted from raw vectors. states: of these texts,
+    what the first trained block reads; without them the blocks below run in every call.
     """
 
     center: Tensor
     tokens: Tensor
 
-    def __init__(self, encoder: TextEncoder, texts: Sequence[str], center: FloatArray) -> None:
+    def __init__(
+        self, encoder: TextEncoder, texts: Sequence[str], center: FloatArray, states: TextStates | None = None
+    ) -> None:
         super().__init__()
         self.backbone = encoder.backbone
         self.pooling = encoder.config.pooling
         self.max_batch_tokens = encoder.config.max_batch_tokens
         tokens, self.lengths = encoder.tokens.tokenize(texts)
-        self.register_buffer("tokens", tokens, persistent=False)
+        self._given = None if states is None else GivenStates(self.backbone, states, self.lengths)
+        self.register_buffer("tokens", tokens.int(), persistent=False)
         self.register_buffer("center", torch.from_numpy(center.copy()), persistent=False)
 
     def forward(self, rows: Tensor, micro_batches: int = 0) -> Tensor:
@@ -83,11 +76,17 @@ class TunedText(nn.Module):
 
     def _pool(self, rows: Tensor) -> Tensor:
         lengths = self.lengths[rows]
-        tokens = self.tokens[self._to_device(rows), : int(lengths.max())]
+        longest = int(lengths.max())
+        tokens = self.tokens[self._to_device(rows), :longest].long()
+        if self._given is not None:
+            self._given.give(self._to_device(self._given.of(rows, longest)))
         return pooled_states(self.backbone, tokens, self._to_device(lengths), self.pooling)
 
     def _pool_nothing(self) -> Tensor:
+        """A pass over one token, whatever it is."""
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.tokens.device)
+        if self._given is not None:
+            self._given.give(self._to_device(self._given.of(torch.zeros(1, dtype=torch.int64), 1)))
         return pooled_states(self.backbone, token, torch.ones_like(token[0]), self.pooling).sum()
 
     def _unit(self, raw: Tensor) -> Tensor:
