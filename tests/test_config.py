@@ -77,6 +77,24 @@ def test_rules_across_fields_name_the_remedy():
     (["fusion.item_vector=id", "encoder.tuning=top_layers"],
      "recipe: encoder.tuning is top_layers, but fusion.item_vector is 'id', so training never reads a text: set "
      "encoder.tuning to frozen, or fusion.item_vector to feature"),
+    (["encoder.attention=flash_attention_2"],
+     "encoder: attention flash_attention_2 does not compute in fp32: set encoder.precision to bf16, or "
+     "encoder.attention to sdpa"),
+    (["encoder.attention=flash_attention_2", "encoder.precision=bf16", "encoder.tuning=lora"],
+     "recipe: encoder.attention flash_attention_2 does not train in fp32: set train.precision to bf16, or "
+     "encoder.attention to sdpa"),
+    (["encoder.gradient_checkpointing=true"],
+     "encoder: gradient_checkpointing is about training the encoder, but encoder.tuning is frozen: leave it out, or "
+     "set tuning to top_layers, lora or full"),
+    (["encoder.layer_decay=0.9"],
+     "encoder: layer_decay is about training the encoder, but encoder.tuning is frozen: leave it out, or set "
+     "tuning to top_layers, lora or full"),
+    (["encoder.lora_targets=[q_proj]", "encoder.tuning=full"],
+     "encoder: lora_targets is given, but encoder.tuning is full: leave it out, or set tuning to lora"),
+    (["encoder.item_prompt=Represent this"],
+     "encoder.item_prompt: the prompt 'Represent this' must have {text} exactly once: write it where the text goes"),
+    (["encoder.query_prompt='{text} or {text}'"],
+     "encoder.query_prompt: the prompt '{text} or {text}' must have {text} exactly once: write it where the text goes"),
     (["tune.learning_rate=[1e-2, 1e-3]"], "tune: tune.learning_rate is 0.01 to 0.001: give the smaller bound first"),
     (["serve.encoder={min_replicas: 3, max_replicas: 2}"],
      "serve.encoder: min_replicas 3 is above max_replicas 2: raise max_replicas"),

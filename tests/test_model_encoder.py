@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Gemma3Config, Gemma3Model, Gemma3TextConfig, T5Config, T5Model
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ConfigError, ModelSourceError
@@ -238,3 +239,31 @@ def test_weights_that_do_not_fill_the_model_are_refused(folders, tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ModelSourceError, match="does not hold an encoder that can be loaded"):
         load(tmp_path / "partial")
+
+
+def test_an_encoder_with_a_decoder_is_refused(folders, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["bert"] / name, tmp_path / name)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    T5Model(T5Config(vocab_size=100, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelSourceError, match=r"\(T5Model is an encoder with a decoder, which is not supported\)"):
+        load(tmp_path)
+
+
+def test_of_a_model_that_also_sees_only_the_language_model_is_kept(folders, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["gemma3"] / name, tmp_path / name)
+    text = load(folders["gemma3"], bidirectional=True)
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=Gemma3TextConfig.from_pretrained(folders["gemma3"]), vision_config=vision)
+    whole = Gemma3Model(config)
+    whole.language_model.load_state_dict(text.backbone.state_dict())
+    whole.save_pretrained(tmp_path)
+    kept = load(tmp_path, bidirectional=True)
+    assert type(kept.backbone) is type(text.backbone)
+    np.testing.assert_array_equal(kept.encode(TEXTS), text.encode(TEXTS))
+    assert reads_ahead(kept, padding=2)

@@ -197,11 +197,21 @@ class EncoderConfig(Section):
     """Ray Data actors that encode the catalogue; one per GPU."""
 
     @model_validator(mode="after")
-    def _check_tuning(self) -> EncoderConfig:
-        if self.tuning == "frozen" and self.gradient_checkpointing:
+    def _check_attention(self) -> EncoderConfig:
+        if self.attention == "flash_attention_2" and self.precision != "bf16":
             raise ValueError(
-                "gradient_checkpointing saves memory in training, but encoder.tuning is frozen: set it to false, or "
-                "encoder.tuning to top_layers, lora or full"
+                f"attention flash_attention_2 does not compute in {self.precision}: set encoder.precision to bf16, or "
+                "encoder.attention to sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tuning(self) -> EncoderConfig:
+        if self.tuning == "frozen" and (self.gradient_checkpointing or self.layer_decay < 1.0):
+            name = "gradient_checkpointing" if self.gradient_checkpointing else "layer_decay"
+            raise ValueError(
+                f"{name} is about training the encoder, but encoder.tuning is frozen: leave it out, or set tuning to "
+                "top_layers, lora or full"
             )
         if self.tuning != "lora" and self.lora_targets is not None:
             raise ValueError(
@@ -499,6 +509,16 @@ class Recipe(Section):
             raise ValueError(
                 f"encoder.tuning is {self.encoder.tuning}, but fusion.item_vector is 'id', so training never reads a "
                 "text: set encoder.tuning to frozen, or fusion.item_vector to feature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_training_precision(self) -> Recipe:
+        flash = self.encoder.attention == "flash_attention_2" and self.encoder.tuning != "frozen"
+        if flash and self.train.precision == "fp32":
+            raise ValueError(
+                "encoder.attention flash_attention_2 does not train in fp32: set train.precision to bf16, or "
+                "encoder.attention to sdpa"
             )
         return self
 

@@ -26,7 +26,7 @@ from llmrec_ray.errors import ConfigError, ModelSourceError
 from llmrec_ray.model.tokens import TextTokens, token_budget_batches
 from llmrec_ray.types import FloatArray
 
-__all__ = ["TextEncoder", "inference_dtype", "pooled_states"]
+__all__ = ["TextEncoder", "attention_mask", "inference_dtype", "pooled_states"]
 
 # What a Hugging Face config says that decides no vector.
 BOOKKEEPING = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -50,8 +50,7 @@ class TextEncoder:
         _check_attention(config)
         dtype = torch.float32 if for_training else inference_dtype(config)
         tokenizer, backbone = _read(path, dtype, config.attention)
-        if config.bidirectional or getattr(backbone.config, "is_causal", None) is False:
-            _attend_both_ways(backbone)
+        _set_direction(backbone, config.bidirectional)
         return cls(tokenizer, backbone, config)
 
     @property
@@ -80,17 +79,14 @@ class TextEncoder:
         vectors = np.zeros((len(texts), self.vector_size), np.float32)
         tokens, lengths = self.tokens.tokenize(texts, as_query=as_query)
         for batch in token_budget_batches(lengths, self.config.max_batch_tokens):
-            longest = int(lengths[batch].max())
+            longest, shortest = int(lengths[batch[0]]), int(lengths[batch[-1]])
+            parts = tokens[batch, :longest].to(self.device), lengths[batch].to(self.device)
             with torch.inference_mode():
-                pooled = self.pool(tokens[batch, :longest].to(self.device), lengths[batch].to(self.device))
+                pooled = pooled_states(self.backbone, *parts, self.config.pooling, padded=shortest < longest)
             vectors[batch.numpy()] = pooled.cpu().numpy()
             if on_progress is not None:
                 on_progress(len(batch))
         return vectors
-
-    def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Vectors [P, T] float32 of padded tokens [P, L]; differentiable."""
-        return pooled_states(self.backbone, tokens, lengths, self.config.pooling)
 
     def save(self, folder: Path) -> None:
         """Write safetensors weights, tokenizer and config, so that `load` gives the same vectors."""
@@ -117,20 +113,40 @@ def inference_dtype(config: EncoderConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def pooled_states(backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """Token ids [P, L] padded on the right and lengths [P] -> [P, T] float32.
+def pooled_states(
+    backbone: nn.Module, tokens: Tensor, lengths: Tensor, pooling: Pooling, *, padded: bool = True
+) -> Tensor:
+    """Token ids [P, L] padded on the right and lengths [P] -> [P, T] float32; differentiable.
 
     `weighted` is the position-weighted mean of Muennighoff (2022, SGPT), for decoders: later states have read more.
+    padded: False when all are equally long, which is faster.
     """
     places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[None, :]
-    mask = places <= lengths[:, None]
-    states: Tensor = backbone(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    real = places <= lengths[:, None]
+    mask = attention_mask(backbone, real) if padded else None
+    states: Tensor = backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
     if pooling == "cls":
         return states[:, 0].float()
     if pooling == "last":
         return states[torch.arange(len(states), device=states.device), lengths - 1].float()
-    weights = (mask * places if pooling == "weighted" else mask).float()
+    weights = (real * places if pooling == "weighted" else real).float()
     return torch.einsum("plt,pl->pt", states.float(), weights / weights.sum(1, keepdim=True))
+
+
+def attention_mask(backbone: nn.Module, real: Tensor) -> Tensor | None:
+    """What a backbone is told of real [P, L], True where a token is no padding.
+
+    Causal attention needs nothing: padding is on the right, where no real token looks. Transformers makes the host
+    wait to see what a mask of two dimensions says; one of four it takes as it is, where no layer has a window.
+    """
+    config = cast(Any, backbone.config)
+    if getattr(config, "is_causal", False):
+        return None
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = getattr(config, "sliding_window", None) or kinds != {"full_attention"}
+    if config._attn_implementation != "sdpa" or windows:
+        return real.long()
+    return real[:, None, None, :].expand(-1, 1, real.shape[1], -1)
 
 
 def _check_attention(config: EncoderConfig) -> None:
@@ -182,17 +198,18 @@ def _no_encoder(path: Path, reason: str) -> ModelSourceError:
     )
 
 
-def _attend_both_ways(backbone: nn.Module) -> None:
+def _set_direction(backbone: nn.Module, bidirectional: bool) -> None:
     """Masks follow the config, which is saved with the model; attention without a mask follows the module."""
     causal = [module for module in backbone.modules() if getattr(module, "is_causal", False)]
-    if not causal:
+    if bidirectional and not causal:
         raise ConfigError(
             f"encoder.bidirectional is true, but {type(backbone).__name__} has no causal attention to switch off: "
             "leave it out."
         )
-    cast(Any, backbone.config).is_causal = False
+    config = cast(Any, backbone.config)
+    config.is_causal = bool(causal) and not bidirectional and getattr(config, "is_causal", True)
     for module in causal:
-        cast(Any, module).is_causal = False
+        cast(Any, module).is_causal = config.is_causal
 
 
 def _hide_progress_bars() -> None:

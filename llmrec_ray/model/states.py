@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmrec_ray.model.encoder import attention_mask
 from llmrec_ray.model.tuning import blocks_of, count_parameters
 from llmrec_ray.types import FloatArray, IntArray
 
@@ -32,11 +33,11 @@ class TextStates:
 
 def read_states(backbone: nn.Module, block: int, tokens: Tensor, lengths: Tensor) -> Tensor:
     """[P, L, H] what block number `block` reads, for token ids [P, L] padded on the right; no block above runs."""
-    mask = torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
+    real = torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
     hook = list(blocks_of(backbone)[1].values())[block].register_forward_pre_hook(_stop, with_kwargs=True)
     try:
         with torch.inference_mode():
-            backbone(input_ids=tokens, attention_mask=mask.long())
+            backbone(input_ids=tokens, attention_mask=attention_mask(backbone, real))
     except _Reached as reached:
         return reached.states
     finally:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmrec_ray.model.encoder import TextEncoder, pooled_states
 from llmrec_ray.model.states import GivenStates, TextStates
 from llmrec_ray.model.tokens import token_budget_batches
+from llmrec_ray.model.windows import moved
 from llmrec_ray.types import FloatArray
 
 __all__ = ["TextStates", "TunedText"]
@@ -58,7 +59,7 @@ class TunedText(nn.Module):
         vectors = self.center.new_zeros(len(rows), len(self.center))
         if batches:
             raw = torch.cat([self._pool(rows[batch]) for batch in batches])
-            vectors = vectors.index_copy(0, self._to_device(torch.cat(batches)), self._unit(raw))
+            vectors = vectors.index_copy(0, moved(torch.cat(batches), raw.device), self._unit(raw))
         return vectors + 0.0 * torch.stack(spare).sum() if spare else vectors
 
     def count_micro_batches(self, rows: Tensor) -> int:
@@ -75,27 +76,23 @@ class TunedText(nn.Module):
         return list(token_budget_batches(self.lengths[rows], self.max_batch_tokens))
 
     def _pool(self, rows: Tensor) -> Tensor:
-        lengths = self.lengths[rows]
-        longest = int(lengths.max())
-        tokens = self.tokens[self._to_device(rows), :longest].long()
+        lengths, device = self.lengths[rows], self.tokens.device
+        longest, shortest = int(lengths[0]), int(lengths[-1])
+        tokens = self.tokens[moved(rows, device), :longest].long()
         if self._given is not None:
-            self._given.give(self._to_device(self._given.of(rows, longest)))
-        return pooled_states(self.backbone, tokens, self._to_device(lengths), self.pooling)
+            self._given.give(moved(self._given.of(rows, longest), device))
+        padded = shortest < longest
+        return pooled_states(self.backbone, tokens, moved(lengths, device), self.pooling, padded=padded)
 
     def _pool_nothing(self) -> Tensor:
         """A pass over one token, whatever it is."""
-        token = torch.zeros(1, 1, dtype=torch.int64, device=self.tokens.device)
+        device = self.tokens.device
+        token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         if self._given is not None:
-            self._given.give(self._to_device(self._given.of(torch.zeros(1, dtype=torch.int64), 1)))
-        return pooled_states(self.backbone, token, torch.ones_like(token[0]), self.pooling).sum()
+            self._given.give(moved(self._given.of(torch.zeros(1, dtype=torch.int64), 1), device))
+        return pooled_states(self.backbone, token, torch.ones_like(token[0]), self.pooling, padded=False).sum()
 
     def _unit(self, raw: Tensor) -> Tensor:
         centred = raw - self.center
         unit: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
         return unit
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        """From the host without waiting for the device."""
-        if self.tokens.is_cuda:
-            return values.pin_memory().to(self.tokens.device, non_blocking=True)
-        return values
