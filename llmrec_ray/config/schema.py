@@ -332,6 +332,8 @@ class TrainConfig(Section):
     """Also keep a checkpoint after so many steps of an epoch; empty keeps one per epoch."""
     max_failures: Annotated[int, Field(ge=0)] = 1
     """How often Ray Train restarts failed workers from the last checkpoint."""
+    warm_start: Uri | None = None
+    """A Bundle to start from: rows kept by id, newcomers from their texts; empty starts anew."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in half the bits beside fp32 weights: for GPUs; fp32 on CPU."""
     compile: bool = False
