@@ -27,6 +27,7 @@ __all__ = [
     "RequestLimits",
     "RetrievalConfig",
     "ServeConfig",
+    "Sharding",
     "SignalName",
     "SourceName",
     "TableConfig",
@@ -40,6 +41,7 @@ FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
 BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"]
 SourceName = Literal["neural", "item_item", "text", "popularity"]
+Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3"]
 Pooling = Literal["mean", "cls", "last", "weighted"]
 
 
@@ -304,8 +306,9 @@ class TrainConfig(Section):
     """Go on with as few as this when machines are lost; empty waits for `num_workers`."""
     use_gpu: bool = False
     """Give each worker a GPU and use NCCL."""
-    sharding: Literal["none", "ddp", "zero1", "zero2", "zero3"] = "zero2"
-    """`none` for one process; `ddp` replicates; `zero1`, `zero2`, `zero3` shard optimizer state, gradients, weights."""
+    sharding: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    """`none` for one process; `ddp` replicates; DeepSpeed's `zero1`, `zero2`, `zero3` shard optimizer state, also
+    gradients, also weights; `auto` is `ddp` for a frozen encoder and `zero2` for one that trains."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep optimizer state, or with `zero3` also weights (`all`), in the host's memory: slower, and fits more."""
     epochs: PositiveInt = 14
@@ -355,25 +358,6 @@ class TrainConfig(Section):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(
                 f"min_workers {self.min_workers} is above num_workers {self.num_workers}: lower train.min_workers"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_sharding(self) -> TrainConfig:
-        if self.offload != "none" and self.sharding in {"none", "ddp"}:
-            raise ValueError(
-                f"offload {self.offload} needs DeepSpeed, but sharding is {self.sharding}: set train.sharding to "
-                "zero1, zero2 or zero3, or train.offload to none"
-            )
-        if self.offload == "all" and self.sharding != "zero3":
-            raise ValueError(
-                f"offload all moves sharded weights to the host, but sharding is {self.sharding}, which shards none: "
-                "set train.sharding to zero3, or train.offload to optimizer"
-            )
-        if self.compile and self.sharding == "zero3":
-            raise ValueError(
-                "compile cannot trace through the weights that zero3 gathers block by block: set train.compile to "
-                "false, or train.sharding to zero2"
             )
         return self
 
@@ -521,6 +505,38 @@ class Recipe(Section):
             raise ValueError(
                 "encoder.attention flash_attention_2 does not train in fp32: set train.precision to bf16, or "
                 "encoder.attention to sdpa"
+            )
+        return self
+
+    @property
+    def sharding(self) -> Sharding:
+        """`train.sharding`, with `auto` worked out."""
+        if self.train.sharding == "auto":
+            return "ddp" if self.encoder.tuning == "frozen" else "zero2"
+        return self.train.sharding
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Recipe:
+        train, sharding = self.train, self.sharding
+        if train.offload != "none" and sharding in {"none", "ddp"}:
+            raise ValueError(
+                f"train.offload {train.offload} needs DeepSpeed, but the sharding is {sharding}: set train.sharding to "
+                "zero1, zero2 or zero3, or train.offload to none"
+            )
+        if train.offload == "all" and sharding != "zero3":
+            raise ValueError(
+                f"train.offload all moves sharded weights to the host, but {sharding} shards none: set train.sharding "
+                "to zero3, or train.offload to optimizer"
+            )
+        if train.compile and sharding == "zero3":
+            raise ValueError(
+                "train.compile cannot trace through the weights that zero3 gathers block by block: set train.compile "
+                "to false, or train.sharding to zero2"
+            )
+        if train.compile and self.encoder.tuning == "frozen":
+            raise ValueError(
+                "train.compile compiles the blocks of an encoder that trains, but encoder.tuning is frozen: set "
+                "train.compile to false"
             )
         return self
 

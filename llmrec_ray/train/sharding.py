@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from llmrec_ray.config import Recipe, TrainConfig
+from llmrec_ray.config import Recipe
 from llmrec_ray.model import TrainingModule
 from llmrec_ray.model.tuning import count_parameters
 from llmrec_ray.train.engine import Engine, SavedState, TorchEngine
@@ -23,7 +23,7 @@ WHOLE_BELOW_NUMBERS = 10_000
 def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, saved: SavedState | None) -> Engine:
     """The engine of `train.sharding` around a module that has its weights already; `saved` to resume."""
     optimizer = make_optimizer(module, recipe, workers.device)
-    if recipe.train.sharding not in STAGES:
+    if recipe.sharding not in STAGES:
         return TorchEngine(module, optimizer, recipe, workers, saved)
     os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
     from llmrec_ray.train.zero import ZeroEngine
@@ -37,30 +37,31 @@ def describe(module: TrainingModule, recipe: Recipe, workers: Workers) -> str:
     line = (
         f"training {trained:,} of {everything:,} parameters (encoder: {recipe.encoder.tuning}) on {workers.world_size} "
         f"{'process' if workers.world_size == 1 else 'processes'}, {workers.device.type}, {recipe.train.precision}, "
-        f"sharding {recipe.train.sharding}"
+        f"sharding {recipe.sharding}"
     )
-    if recipe.train.sharding not in STAGES:
+    if recipe.sharding not in STAGES:
         return line
     return f"{line}; DeepSpeed is told {json.dumps(_config_for(module, recipe, workers))}"
 
 
 def _config_for(module: TrainingModule, recipe: Recipe, workers: Workers) -> dict[str, Any]:
     largest = max(parameter.numel() for parameter in trained_parameters(module).values())
-    return deepspeed_config(recipe.train, workers.world_size, workers.device.type, largest)
+    return deepspeed_config(recipe, workers.world_size, workers.device.type, largest)
 
 
-def deepspeed_config(train: TrainConfig, world_size: int, device: str, largest_parameter: int) -> dict[str, Any]:
+def deepspeed_config(recipe: Recipe, world_size: int, device: str, largest_parameter: int) -> dict[str, Any]:
     """What DeepSpeed is told; `largest_parameter` in numbers, since a bucket must hold a whole one."""
+    train, sharding = recipe.train, recipe.sharding
     bucket = max(largest_parameter, BUCKET_NUMBERS)
     pinned = {"device": "cpu", "pin_memory": device == "cuda"}
     zero: dict[str, Any] = {
-        "stage": STAGES[train.sharding],
+        "stage": STAGES[sharding],
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "overlap_comm": device == "cuda",
         "contiguous_gradients": True,
     }
-    if train.sharding == "zero3":
+    if sharding == "zero3":
         zero["stage3_param_persistence_threshold"] = WHOLE_BELOW_NUMBERS
     if train.offload != "none":
         zero["offload_optimizer"] = pinned
