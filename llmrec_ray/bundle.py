@@ -3,7 +3,8 @@
     recipe.json  users.parquet  items.parquet  titles.parquet  policy.json
     model.safetensors    weights of the towers and the NCF head
     arrays.safetensors   item vectors, text vectors and their centre, state of the fitted signals
-    encoder/             weights, tokenizer and config of the text encoder, when items have texts
+    encoder/             weights, tokenizer and config of the text encoder, when items have texts; with
+                         encoder.precision int8 also the ONNX file that computes so
 
 Shapes: B users, N items, C candidates, d embedding size, T text vector size. Knows nothing about Ray or HTTP.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
-from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.onnx import AnyEncoder, load_encoder
 from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Signal, TextCosine
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
@@ -54,7 +54,7 @@ class BundleParts:
     items: Vocabulary
     item_titles: list[str]
     model: FusionRecommender
-    encoder: TextEncoder | None
+    encoder: AnyEncoder | None
     text_vectors: FloatArray | None
     text_center: FloatArray | None
     item_vectors: FloatArray
@@ -206,11 +206,10 @@ class Bundle(Scorer):
         """Whether texts can be encoded: items had texts when the Bundle was trained."""
         return self.text_center is not None
 
-    @cached_property
-    def encoder(self) -> TextEncoder:
-        """The text encoder, loaded on first use."""
+    def load_encoder(self, device: str = "cpu") -> AnyEncoder:
+        """The text encoder, in the runtime and precision of the recipe. Raises what `model.onnx.load_encoder` does."""
         assert self.has_encoder, "encoder of a Bundle without texts. This is a bug."
-        return TextEncoder.load(self.artifact.path / "encoder", self.recipe.encoder)
+        return load_encoder(self.artifact.path / "encoder", self.recipe.encoder, device)
 
     def _load_model(self, path: Path) -> FusionRecommender:
         text_size = None if self.text_vectors is None else self.text_vectors.shape[1]

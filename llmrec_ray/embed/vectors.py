@@ -24,6 +24,8 @@ from tqdm import tqdm
 from llmrec_ray.artifact import Workspace, create_artifact, open_artifact
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.export import fingerprint_of
+from llmrec_ray.model.onnx import AnyEncoder, load_encoder, runs_on_cpu
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.types import FloatArray
 
@@ -41,18 +43,19 @@ def embed(
     """Raw vectors [N, T] float32, one per text; an empty text has a zero row.
 
     With `use_ray`, `config.num_actors` actors of Ray Data encode (each loads the model from this machine's
-    cache or from its source); without, this process does. Raises ModelSourceError.
+    cache or from its source); without, this process does. Raises ModelSourceError, and ConfigError for a runtime or
+    a setting that this model or machine lacks.
     """
     encoder = TextEncoder.load(resolve_model(config.model), config)
-    root = f"{workspace.root('vectors')}/{encoder.fingerprint()}"
-    keys = [_key(text) if text else None for text in texts]
+    root = f"{workspace.root('vectors')}/{fingerprint_of(encoder)}"
+    keys = [_key(text) if text else None for text in encoder.tokens.prompted(texts)]
     known = _cached(root)
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in known}
     if missing:
         cached = len({key for key in keys if key}) - len(missing)
         logger.info("encoding %d different texts, %d more are cached", len(missing), cached)
         new = list(missing.values())
-        vectors = _with_ray(new, config) if use_ray else _here(new, encoder)
+        vectors = _with_ray(new, config) if use_ray else _here(new, load_encoder(resolve_model(config.model), config))
         _store(root, list(missing), vectors, config)
         known |= dict(zip(missing, vectors, strict=True))
     rows = [known[key] if key is not None else np.zeros(encoder.vector_size, np.float32) for key in keys]
@@ -63,7 +66,7 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _here(texts: list[str], encoder: TextEncoder) -> FloatArray:
+def _here(texts: list[str], encoder: AnyEncoder) -> FloatArray:
     with tqdm(total=len(texts), desc="embed", unit="text") as bar:
         return encoder.encode(texts, on_progress=lambda done: bar.update(done))
 
@@ -71,7 +74,7 @@ def _here(texts: list[str], encoder: TextEncoder) -> FloatArray:
 def _with_ray(texts: list[str], config: EncoderConfig) -> FloatArray:
     """Spread over actors; blocks of neighbours in length keep padding low inside each actor's batches.
 
-    On a cluster with GPUs every actor takes one.
+    On a cluster with GPUs every actor takes one, unless ONNX Runtime computes.
     """
     import ray.data
 
@@ -82,7 +85,7 @@ def _with_ray(texts: list[str], config: EncoderConfig) -> FloatArray:
     encoded = ray.data.from_items(table).map_batches(
         _EncodeBatch, fn_constructor_args=(config,), batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=config.num_actors), num_cpus=1,
-        num_gpus=1 if ray.cluster_resources().get("GPU", 0) else None,
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) and not runs_on_cpu(config) else None,
     )
     vectors: list[FloatArray] = [np.empty(0, np.float32)] * len(texts)
     with tqdm(total=len(texts), desc="embed", unit="text") as bar:
@@ -98,7 +101,7 @@ class _EncodeBatch:
 
     def __init__(self, config: EncoderConfig) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._encoder = TextEncoder.load(resolve_model(config.model), config).to(device)
+        self._encoder = load_encoder(resolve_model(config.model), config, device)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"row": batch["row"], "vector": self._encoder.encode(batch["text"].tolist())}

@@ -17,9 +17,9 @@ __all__ = ["Encoder"]
 class Encoder:
     """Holds the text encoder of a Bundle that has one."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
         assert bundle.text_center is not None, "an Encoder for a Bundle without texts. This is a bug."
-        self._encoder = bundle.encoder
+        self._encoder = bundle.load_encoder(device)
         self._center = bundle.text_center
 
     def encode(self, texts: Sequence[Sequence[str]]) -> Encoded:
@@ -29,6 +29,6 @@ class Encoder:
         owners = np.repeat(np.arange(len(texts)), [len(several) for several in texts])
         sums = np.zeros((len(texts), len(self._center)), np.float32)
         if flat:
-            np.add.at(sums, owners, to_text_space(self._encoder.encode(flat), self._center))
+            np.add.at(sums, owners, to_text_space(self._encoder.encode(flat, as_query=True), self._center))
         vectors = to_text_space(sums, np.zeros_like(self._center))
         return Encoded(vectors, {"encode": (perf_counter() - start) * 1000})

@@ -14,10 +14,7 @@ class EncoderReplica(Encoder):
     """Text → vector, on the GPU where the deployment reserves one."""
 
     def __init__(self, release: Release) -> None:
-        bundle = open_bundle(release)
-        if ray.get_gpu_ids():
-            bundle.encoder.to("cuda")
-        super().__init__(bundle)
+        super().__init__(open_bundle(release), "cuda" if ray.get_gpu_ids() else "cpu")
         self._release_id = release.id
 
     def held_release(self) -> str:
