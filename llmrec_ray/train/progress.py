@@ -13,6 +13,8 @@ import ray.train
 from ray.util.queue import Queue
 from tqdm import tqdm
 
+from llmrec_ray.errors import LlmrecError
+
 __all__ = ["ReportToDriver", "progress_bar"]
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,9 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
         self._channel.put(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Which workers failed, and how."""
-        self._channel.put({rank: _last_line(error) for rank, error in worker_exceptions.items()})
+        """Which workers failed, and how; what the run ends with is said then."""
+        if not any(isinstance(error, LlmrecError) for error in worker_exceptions.values()):
+            self._channel.put({rank: _last_line(error) for rank, error in worker_exceptions.items()})
 
 
 @contextlib.contextmanager

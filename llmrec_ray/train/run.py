@@ -28,8 +28,9 @@ from torch import Tensor
 
 from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, TrainingError
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError
 from llmrec_ray.train.checkpoint import load_state, load_weights
+from llmrec_ray.train.failures import RestartUnlessExplained, explain
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import SELECTION
 from llmrec_ray.train.progress import ReportToDriver, progress_bar
@@ -88,8 +89,6 @@ def run_training(
     started = time.perf_counter()
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, reporter, callbacks)
-    if result.return_value is not None:
-        raise result.return_value
     trained = _best(result, time.perf_counter() - started)
     best = trained.epochs[trained.best_epoch - 1][SELECTION]
     logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d",
@@ -138,10 +137,7 @@ def _fit(
         with _interruptible():
             return trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise TrainingError(
-            f"Training failed after {train.max_failures} restarts (train.max_failures): "
-            f"{str(error).strip().splitlines()[-1]}. What was done is kept: go on with --resume."
-        ) from error
+        raise explain(error, run_dir, train.max_failures) from error
 
 
 @contextlib.contextmanager
@@ -163,7 +159,12 @@ def _interruptible() -> Iterator[None]:
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without the watcher for dead controllers, where no dashboard runs: it would only complain."""
+    """With a failure policy of its own, and without the watcher for dead controllers where no dashboard runs, since it
+    would only complain."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
+        policy = RestartUnlessExplained(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**arguments | {"failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

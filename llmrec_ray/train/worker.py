@@ -14,32 +14,23 @@ import ray.train
 import ray.train.torch
 
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import LlmrecError
 from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.workers import Workers
 
 __all__ = ["train_worker"]
 
 
-def train_worker(config: dict[str, Any]) -> LlmrecError | None:
-    """Run the loop; None when all went well, else the error for people.
-
-    Such an error is returned rather than raised: Ray Train would restart the workers to meet it again. All
-    workers meet it alike, since it follows from what they share.
-    """
+def train_worker(config: dict[str, Any]) -> None:
+    """Run the loop. An error that one worker raises ends all of them, see `failures`."""
     _hush()
     recipe = Recipe.model_validate_json(config["recipe"])
     inputs = ray.get(config["inputs"])
-    try:
-        with contextlib.ExitStack() as stack:
-            checkpoint = ray.train.get_checkpoint()
-            folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-            train_epochs(
-                recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists, config["reporter"].say
-            )
-    except LlmrecError as error:
-        return error
-    return None
+    with contextlib.ExitStack() as stack:
+        checkpoint = ray.train.get_checkpoint()
+        folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
+        train_epochs(
+            recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists, config["reporter"].say
+        )
 
 
 def _hush() -> None:

@@ -1,0 +1,49 @@
+"""What Ray Train does when a worker fails, and what a person is told.
+
+An error meant for people follows from the recipe, the data or the disk: a restart would only meet it again. So the
+group ends with the first one, in whatever worker it is raised, while the others wait for that worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.train
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+
+from llmrec_ray.errors import LlmrecError, TrainingError
+
+__all__ = ["RestartUnlessExplained", "explain"]
+
+
+class RestartUnlessExplained(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray Train's own policy, but no restart after an error meant for people.
+
+    Ray Train 2.60 has no setting for this; it hands the policy to its controller when `fit` is called.
+    """
+
+    def _is_retryable_error(self, training_failed_error: Any) -> bool:
+        return _explained(training_failed_error) is None and bool(super()._is_retryable_error(training_failed_error))
+
+
+def explain(error: ray.train.TrainingFailedError, run_dir: str, max_failures: int) -> LlmrecError:
+    """The error for people behind a failed run: a worker's own, or one that says which worker failed and how."""
+    if (known := _explained(error)) is not None:
+        return known
+    failures = getattr(error, "worker_failures", None) or {}
+    said = "; ".join(f"worker {rank}: {_in_a_line(failure)}" for rank, failure in sorted(failures.items()))
+    cause = getattr(error, "controller_failure", error)
+    return TrainingError(
+        f"Training failed after {max_failures} restarts (train.max_failures): {said or _in_a_line(cause)}. What was "
+        f"done is kept in {run_dir}: go on with --resume."
+    )
+
+
+def _explained(error: Exception) -> LlmrecError | None:
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    return next((failure for _, failure in sorted(failures.items()) if isinstance(failure, LlmrecError)), None)
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
