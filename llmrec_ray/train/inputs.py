@@ -1,6 +1,6 @@
 """A Dataset and its text vectors -> what every training worker needs, as arrays; and the networks for it.
 
-Knows no Ray: the driver puts `TrainingInputs` into the object store, so workers need no storage of their own.
+Workers know no Ray: the driver puts `TrainingInputs` into the object store, so workers need no storage of their own.
 Shapes: U users, N items, T width of a text vector.
 """
 
@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from llmrec_ray.config import Recipe
+from llmrec_ray.embed import lower_states
 from llmrec_ray.errors import DataError
 from llmrec_ray.model import (
     FrozenText,
     FusionRecommender,
     Peers,
     SharedText,
+    TextStates,
     TrainingModule,
     TunedText,
     Windows,
@@ -57,6 +59,7 @@ class TrainingInputs:
     histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows.
     text_vectors: [N, T] float32 in text space (centred, unit norm), or None when items have no texts.
     text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
+    text_states: what the first trained block reads for each text, when it is kept instead of computed in every step.
     item_ids: the outside world's names of the item rows, for messages.
     """
 
@@ -66,6 +69,7 @@ class TrainingInputs:
     text_vectors: FloatArray | None = None
     text_center: FloatArray | None = None
     item_texts: list[str] | None = None
+    text_states: TextStates | None = None
     late: LateFusion | None = None
     item_ids: Vocabulary | None = None
 
@@ -78,7 +82,8 @@ class TrainingInputs:
         text_center: FloatArray | None,
         late: LateFusion | None = None,
     ) -> TrainingInputs:
-        """Take from a Dataset what this recipe trains on; texts only when its encoder trains."""
+        """Take from a Dataset what this recipe trains on; texts, and states computed on Ray, only when its encoder
+        trains."""
         return cls(
             histories=dataset.histories("train"),
             targets=dataset.targets("validation"),
@@ -86,6 +91,7 @@ class TrainingInputs:
             text_vectors=text_vectors if _reads_text(recipe) else None,
             text_center=text_center if _tunes(recipe) else None,
             item_texts=dataset.item_texts if _tunes(recipe) else None,
+            text_states=lower_states(dataset.item_texts, recipe.encoder) if _tunes(recipe) else None,
             late=late,
             item_ids=dataset.items,
         )
@@ -141,7 +147,7 @@ def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) ->
     prepare_tuning(encoder)
     if recipe.train.compile:
         compile_blocks(encoder.backbone)
-    tuned = TunedText(encoder, inputs.item_texts, inputs.text_center)
+    tuned = TunedText(encoder, inputs.item_texts, inputs.text_center, inputs.text_states)
     return SharedText(tuned, inputs.text_vectors, peers, recipe.encoder.gradient_share)
 
 
