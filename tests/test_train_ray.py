@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -117,12 +118,18 @@ def test_a_cluster_that_is_too_small_is_refused_before_waiting_for_it(tmp_path):
 
 
 @pytest.mark.drill
-def test_training_survives_a_killed_worker_as_if_nothing_had_happened(tmp_path):
-    [whole] = train_in_processes(2, [Job(deterministic_recipe(epochs=12, patience=12))])
-    run = str(tmp_path / "run")
-    with _StopAfter(run, checkpoints=2):
-        trained = run_training(deterministic_recipe(epochs=12, patience=12), inputs_of_board(), run)
-    assert [epoch["loss"] for epoch in trained.epochs] == pytest.approx(whole, rel=2e-5)
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_a_worker_killed_within_an_epoch_costs_the_steps_since_the_last_checkpoint(sharding, tmp_path, caplog):
+    caplog.set_level("INFO")
+    recipe = deterministic_recipe(epochs=4, patience=4, checkpoint_steps=1, sharding=sharding)
+    [whole] = train_in_processes(2, [Job(recipe)])
+    stop = _StopAfter(str(tmp_path / "run"), checkpoints=7)
+    with stop:
+        trained = run_training(recipe, inputs_of_board(), str(tmp_path / "run"))
+    last_of_epoch = [loss for step, loss in enumerate(whole, start=1) if step % 5 == 0]
+    assert [epoch["loss"] for epoch in trained.epochs] == pytest.approx(last_of_epoch, rel=2e-5)
+    [resumed] = [int(step) for step in re.findall(r"from step (\d+)", caplog.text)]
+    assert resumed >= 6, "seven checkpoints had been seen; the newest may not have been committed"
 
 
 def _holds(weights: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor]) -> bool:

@@ -82,7 +82,7 @@ class _Run:
             saved, self.state = Checkpoint(resume_from), load_state(resume_from)
             load_into(self.module, saved)
         self.module.to(workers.device).train()
-        self.description = describe(self.module, recipe, workers)
+        self.description = describe(self.module, recipe, workers, self.state.step)
         self.engine: Engine = make_engine(self.module, recipe, workers, saved)
         self._checked = False
 

@@ -31,13 +31,13 @@ def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, saved:
     return ZeroEngine(module, optimizer, _config_for(module, recipe, workers), workers, saved)
 
 
-def describe(module: TrainingModule, recipe: Recipe, workers: Workers) -> str:
+def describe(module: TrainingModule, recipe: Recipe, workers: Workers, first_step: int = 0) -> str:
     """One line on what trains, where, and DeepSpeed's configuration; before the module is sharded."""
     trained, everything = count_parameters(module)
     line = (
         f"training {trained:,} of {everything:,} parameters (encoder: {recipe.encoder.tuning}) on {workers.world_size} "
         f"{'process' if workers.world_size == 1 else 'processes'}, {workers.device.type}, {recipe.train.precision}, "
-        f"sharding {recipe.sharding}"
+        f"sharding {recipe.sharding}" + (f", from step {first_step}" if first_step else "")
     )
     if recipe.sharding not in STAGES:
         return line
