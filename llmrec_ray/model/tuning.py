@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -163,7 +164,31 @@ def _recompute_in_backward(block: nn.Module) -> None:
     Transformers does this only in training mode, which would also bring dropout. Under ZeRO-3 the weights are
     gathered anew while recomputing, so shapes may not be compared and the forward must run to its end.
     """
+    forward = block.forward
+
+    def anchored(*args: Any, **kwargs: Any) -> Any:
+        states = forward(*args, **kwargs)
+        anchor = cast(Any, _Anchor).apply
+        return (anchor(states[0]), *states[1:]) if isinstance(states, tuple) else anchor(states)
+
     block.forward = partial(
-        checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, determinism_check="none",
-        early_stop=False,
+        checkpoint, anchored, use_reentrant=False, preserve_rng_state=False, determinism_check="none", early_stop=False
     )
+
+
+class _Anchor(torch.autograd.Function):
+    """The identity, whose backward pass begins with the recomputation.
+
+    Without it the last linear layer would begin it, for which ZeRO-3 has by then gathered the weights; recomputing
+    ends with giving them up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        ctx.save_for_backward(states)
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        assert ctx.saved_tensors, "nothing was recomputed. This is a bug."
+        return gradient
