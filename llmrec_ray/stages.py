@@ -80,14 +80,19 @@ def ingest_stage(recipe: Recipe) -> Artifact:
 
 
 def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
-    """Raw text vectors of a Dataset's items, [N, T] float32, computed or from the cache. Raises DataError."""
+    """Raw text vectors of a Dataset's items, [N, T] float32, computed or from the cache. Raises DataError.
+
+    They are for training, so they are not quantised; `train` encodes the catalogue in int8 where that is served.
+    """
     from llmrec_ray.embed import embed
 
     if recipe.data.items is None:
         raise DataError(f"The recipe {recipe.name} has no item texts to embed: describe data.items, or go on to train.")
-    dataset = open_dataset(recipe, dataset_uri)
+    dataset, encoder = open_dataset(recipe, dataset_uri), recipe.encoder
+    if encoder.precision == "int8":
+        encoder = encoder.model_copy(update={"precision": "fp32"})
     with ray_for(recipe):
-        return embed(dataset.item_texts, recipe.encoder, _workspace(recipe))
+        return embed(dataset.item_texts, encoder, _workspace(recipe))
 
 
 def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:

@@ -26,7 +26,7 @@ from llmrec_ray.errors import ConfigError, ModelSourceError
 from llmrec_ray.model.tokens import TextTokens, token_budget_batches
 from llmrec_ray.types import FloatArray
 
-__all__ = ["TextEncoder", "attention_mask", "inference_dtype", "pooled_states"]
+__all__ = ["TextEncoder", "attention_mask", "inference_dtype", "pool", "pooled_states"]
 
 # What a Hugging Face config says that decides no vector.
 BOOKKEEPING = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -118,17 +118,24 @@ def pooled_states(
 ) -> Tensor:
     """Token ids [P, L] padded on the right and lengths [P] -> [P, T] float32; differentiable.
 
-    `weighted` is the position-weighted mean of Muennighoff (2022, SGPT), for decoders: later states have read more.
     padded: False when all are equally long, which is faster.
     """
-    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)[None, :]
-    real = places <= lengths[:, None]
+    real = torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
     mask = attention_mask(backbone, real) if padded else None
-    states: Tensor = backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
+    return pool(backbone(input_ids=tokens, attention_mask=mask).last_hidden_state, lengths, pooling)
+
+
+def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """Token states [P, L, T], padding on the right, and lengths [P] -> [P, T] float32.
+
+    `weighted` is the position-weighted mean of Muennighoff (2022, SGPT), for decoders: later states have read more.
+    """
     if pooling == "cls":
         return states[:, 0].float()
     if pooling == "last":
-        return states[torch.arange(len(states), device=states.device), lengths - 1].float()
+        return states[torch.arange(states.shape[0], device=states.device), lengths - 1].float()
+    places = torch.arange(1, states.shape[1] + 1, device=states.device)[None, :]
+    real = places <= lengths[:, None]
     weights = (real * places if pooling == "weighted" else real).float()
     return torch.einsum("plt,pl->pt", states.float(), weights / weights.sum(1, keepdim=True))
 

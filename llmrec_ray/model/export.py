@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llmrec_ray.artifact import cache_folder
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ConfigError
-from llmrec_ray.model.encoder import TextEncoder, pooled_states
+from llmrec_ray.model.encoder import TextEncoder, pool, pooled_states
 
 __all__ = ["FINGERPRINT", "INT8_FILE", "SETTINGS", "export", "fingerprint_of", "open_session", "settings_of"]
 
@@ -84,7 +84,7 @@ def open_session(file: Path) -> Any:
 
 
 class _Pooled(nn.Module):
-    """Token ids and lengths -> vectors: what is traced."""
+    """Token ids and lengths -> vectors: what is traced. A plain mask of two dimensions has no branch to lose."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -92,7 +92,9 @@ class _Pooled(nn.Module):
         self.pooling = encoder.config.pooling
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        return pooled_states(self.backbone, tokens, lengths, self.pooling)
+        real = torch.arange(tokens.shape[1])[None, :] < lengths[:, None]
+        states = self.backbone(input_ids=tokens, attention_mask=real.long()).last_hidden_state
+        return pool(states, lengths, self.pooling)
 
 
 def _check_packages() -> None:

@@ -20,8 +20,9 @@ from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.metrics import ndcg
-from llmrec_ray.model import catalogue_vectors
+from llmrec_ray.model import FusionRecommender, catalogue_vectors
 from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.onnx import AnyEncoder
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.tuning import load_tuned
 from llmrec_ray.ranking import mask_seen, target_ranks
@@ -38,6 +39,7 @@ from llmrec_ray.signals import (
     to_text_space,
 )
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
+from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
 from llmrec_ray.types import FloatArray
 
@@ -84,7 +86,7 @@ def train_bundle(
     text = None if raw_text is None else TextSpace.of(raw_text)
     inputs = TrainingInputs.of(recipe, dataset, _vectors(text), _center(text))
     trained = run_training(recipe, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
-    scorer, parts, metrics = _assemble(recipe, dataset, text, signals, trained)
+    scorer, parts, metrics = _assemble(recipe, dataset, raw_text, signals, trained)
     artifact = save_bundle(workspace.root("bundle"), parts, parents={"dataset": dataset.id}, metrics=metrics)
     try:
         _check_reloaded(artifact, scorer, dataset)
@@ -105,17 +107,15 @@ def _fit_signals(recipe: Recipe, dataset: Dataset) -> dict[str, Signal]:
 
 
 def _assemble(
-    recipe: Recipe, dataset: Dataset, text: TextSpace | None, signals: dict[str, Signal], trained: TrainedModel
+    recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None, signals: dict[str, Signal], trained: TrainedModel
 ) -> tuple[Scorer, BundleParts, dict[str, Any]]:
-    encoder = None if text is None else _encoder(recipe, trained)
-    if text is not None and encoder is not None and trained.encoder_state:
-        text = TextSpace(text.center, to_text_space(encoder.encode(dataset.item_texts), text.center))
+    text_size = None if raw_text is None else raw_text.shape[1]
+    model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
+    model.load_state_dict(trained.model_state)
+    text, encoder, change = (None, None, {}) if raw_text is None else _texts(recipe, dataset, raw_text, trained, model)
     if text is not None:
         signals = signals | {"text": TextCosine(text.vectors)}
     vectors = _vectors(text)
-    text_size = None if vectors is None else vectors.shape[1]
-    model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
-    model.load_state_dict(trained.model_state)
     item_vectors = catalogue_vectors(model, vectors)
     scorer = Scorer(model, item_vectors, signals)
     fusion = _fuse_on_validation(recipe, dataset, scorer)
@@ -127,7 +127,7 @@ def _assemble(
         item_vectors=item_vectors, ease=ease, popularity=popularity, calibration=fusion.calibration,
         policy=_policy(recipe, scorer, fusion),
     )
-    return scorer, parts, _metrics(trained, fusion)
+    return scorer, parts, _metrics(trained, fusion) | change
 
 
 def _vectors(text: TextSpace | None) -> FloatArray | None:
@@ -136,6 +136,18 @@ def _vectors(text: TextSpace | None) -> FloatArray | None:
 
 def _center(text: TextSpace | None) -> FloatArray | None:
     return None if text is None else text.center
+
+
+def _texts(
+    recipe: Recipe, dataset: Dataset, raw: FloatArray, trained: TrainedModel, model: FusionRecommender
+) -> tuple[TextSpace, AnyEncoder, dict[str, Any]]:
+    """The catalogue by the trained encoder, in the precision that is served, and what the precision changed."""
+    encoder, middle = _encoder(recipe, trained), center(raw)
+    raw = encoder.encode(dataset.item_texts) if trained.encoder_state else raw
+    if recipe.encoder.precision != "int8":
+        return TextSpace(middle, to_text_space(raw, middle)), encoder, {}
+    kept = quantize_text(encoder, model, dataset, _validation_users(recipe, dataset), raw, middle)
+    return TextSpace(kept.center, kept.vectors), kept.encoder, {"int8_encoder": kept.change}
 
 
 def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
