@@ -47,7 +47,7 @@ def test_training_the_top_layer_changes_the_text_vectors_and_the_bundles_encoder
     bundle = stages.open_bundle(tuned)
     dataset = stages.open_dataset(tuned)
     frozen = stages.embed_stage(tuned)
-    tuned_raw = bundle.encoder.encode(dataset.item_texts)
+    tuned_raw = bundle.load_encoder().encode(dataset.item_texts)
     assert abs(tuned_raw - frozen).max() > 1e-3
     centred = tuned_raw - bundle.text_center
     cosines = (centred * bundle.text_vectors).sum(axis=1) / (centred**2).sum(axis=1) ** 0.5
