@@ -8,6 +8,7 @@ This module does not know what the files mean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from llmrec_ray.errors import (
     ArtifactMismatchError,
     ArtifactNotFoundError,
     CorruptArtifactError,
+    DiskFullError,
 )
 
 __all__ = [
@@ -39,9 +41,12 @@ __all__ = [
     "Workspace",
     "cache_folder",
     "create_artifact",
+    "free_space",
+    "is_disk_full",
     "open_artifact",
     "read_json",
     "remove_artifact",
+    "saving",
     "write_json_atomic",
 ]
 
@@ -49,6 +54,8 @@ ArtifactKind: TypeAlias = Literal["dataset", "vectors", "bundle", "index", "eval
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLURALS = {"index": "indexes", "vectors": "vectors"}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_IN_WORDS = tuple(os.strerror(number) for number in FULL)
 LIBRARIES = ("numpy", "polars", "pyarrow", "ray", "torch", "transformers", "deepspeed", "faiss-cpu")
 
 
@@ -102,7 +109,8 @@ def create_artifact(
     """Let `write(folder)` fill a staging folder, then commit it as `<root>/<kind>-<id>`.
 
     An artifact with the same content that is already there is returned as it is, unless it is damaged; then
-    it is replaced. When `write` raises, the staging folder is removed and the error goes on.
+    it is replaced. When `write` raises, the staging folder is removed and the error goes on; on a full disk that is
+    DiskFullError.
     """
     filesystem, base = _filesystem(root)
     with _staging_folder(filesystem, base, kind) as folder:
@@ -200,13 +208,14 @@ def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
             stream.write(payload)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with temporary.open("wb") as handle:
-        handle.write(payload)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(target)
+    try:
+        with saving(target.name, target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_durably(temporary, payload)
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(uri: str) -> dict[str, Any]:
@@ -222,6 +231,40 @@ def read_json(uri: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptArtifactError(f"{uri} does not hold a JSON object: restore it or make it again.")
     return value
+
+
+@contextlib.contextmanager
+def saving(what: str, folder: str | Path) -> Iterator[None]:
+    """Within it an error because `folder` is full, whatever library raises it, becomes DiskFullError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"{what} could not be saved, since the disk of {folder} is full ({free_space(folder)} are free): make "
+            "room there, or set workspace to a larger disk, and run the same command again."
+        ) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or a file is full; Rust libraries say it in words only."""
+    return getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_IN_WORDS)
+
+
+def free_space(folder: str | Path) -> str:
+    """Free space on the disk of a folder, in words; an unknown amount when it cannot be told."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+    except OSError:
+        return "an unknown number of bytes"
+
+
+def _write_durably(path: Path, payload: bytes) -> None:
+    with path.open("wb") as handle:
+        handle.write(payload)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -241,11 +284,11 @@ def _is_local(filesystem: pafs.FileSystem) -> bool:
 @contextlib.contextmanager
 def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterator[Path]:
     parent = Path(base) if _is_local(filesystem) else Path(tempfile.gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".staging-{kind}-{uuid.uuid4().hex}"
-    folder.mkdir()
     try:
-        yield folder
+        with saving(f"The {kind}", parent):
+            folder.mkdir(parents=True)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

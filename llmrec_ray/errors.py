@@ -9,7 +9,8 @@
     ├── ArtifactError               something this program wrote cannot be used
     │   ├── ArtifactNotFoundError   the stage that makes it has not run, or the URI is wrong
     │   ├── CorruptArtifactError    a file is missing or its hash differs from the manifest
-    │   └── ArtifactMismatchError   two artifacts do not belong together
+    │   ├── ArtifactMismatchError   two artifacts do not belong together
+    │   └── DiskFullError           there is no room to keep what was made; nothing of it stays
     ├── ModelSourceError            encoder weights or a tokenizer cannot be had
     ├── TrainingError               training stopped; the message names step and last good checkpoint
     ├── ClusterError                Ray cannot be started or joined, or is too small for the recipe
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "CorruptArtifactError",
     "DataError",
+    "DiskFullError",
     "EmptyResultError",
     "LlmrecError",
     "MissingInputError",
@@ -74,6 +76,10 @@ class CorruptArtifactError(ArtifactError):
 
 class ArtifactMismatchError(ArtifactError):
     """Two artifacts do not belong together."""
+
+
+class DiskFullError(ArtifactError):
+    """There is no room to keep what was made; nothing of it stays."""
 
 
 class ModelSourceError(LlmrecError):

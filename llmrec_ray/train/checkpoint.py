@@ -24,11 +24,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
-from llmrec_ray.train.engine import WEIGHT, Piece
+from llmrec_ray.train.engine import MOMENTS, WEIGHT, Piece
 from llmrec_ray.train.optimizer import trained_parameters
 from llmrec_ray.train.stopping import EarlyStopping
 
-__all__ = ["Checkpoint", "LoopState", "load_into", "load_state", "load_weights", "save_shard", "save_state"]
+__all__ = [
+    "Checkpoint",
+    "LoopState",
+    "checkpoint_size",
+    "load_into",
+    "load_state",
+    "load_weights",
+    "save_shard",
+    "save_state",
+]
 
 STATE = "state.json"
 HEADER = "pieces"
@@ -115,6 +124,12 @@ class Checkpoint:
                     f"The checkpoint in {self.folder} lacks a part of {kind} {name}: a worker's shard is missing. "
                     "Remove the folder to resume from an earlier one, or train anew without --resume."
                 )
+
+
+def checkpoint_size(module: nn.Module) -> int:
+    """Bytes of a checkpoint over all workers, about; of a module that is not sharded yet."""
+    trained = sum(parameter.nbytes for parameter in trained_parameters(module).values())
+    return sum(tensor.nbytes for tensor in _saved_tensors(module).values()) + len(MOMENTS) * trained
 
 
 def save_shard(folder: Path, pieces: Iterable[Piece], rank: int, world_size: int) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import ray.train
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy  # noqa: PLC2701
 
+from llmrec_ray.artifact import free_space, is_disk_full
 from llmrec_ray.errors import LlmrecError, TrainingError
 
 __all__ = ["RestartUnlessExplained", "explain"]
@@ -33,6 +34,11 @@ def explain(error: ray.train.TrainingFailedError, run_dir: str, max_failures: in
     failures = getattr(error, "worker_failures", None) or {}
     said = "; ".join(f"worker {rank}: {_in_a_line(failure)}" for rank, failure in sorted(failures.items()))
     cause = getattr(error, "controller_failure", error)
+    if is_disk_full(cause):
+        return TrainingError(
+            f"The record of checkpoints could not be written, since the disk of {run_dir} is full "
+            f"({free_space(run_dir)} are free): make room there, or set workspace to a larger disk, and train anew."
+        )
     return TrainingError(
         f"Training failed after {max_failures} restarts (train.max_failures): {said or _in_a_line(cause)}. What was "
         f"done is kept in {run_dir}: go on with --resume."

@@ -17,7 +17,15 @@ from torch import Tensor
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.model import SharedText, WindowBatch
-from llmrec_ray.train.checkpoint import Checkpoint, LoopState, load_into, load_state, save_shard, save_state
+from llmrec_ray.train.checkpoint import (
+    Checkpoint,
+    LoopState,
+    checkpoint_size,
+    load_into,
+    load_state,
+    save_shard,
+    save_state,
+)
 from llmrec_ray.train.engine import WEIGHT, Engine, Piece, even_part
 from llmrec_ray.train.inputs import TrainingInputs, build_module
 from llmrec_ray.train.optimizer import learning_rate_scale
@@ -46,11 +54,13 @@ def train_epochs(
     resume_from: Path | None = None,
     told_to_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = logger.info,
+    expect: Callable[[int], None] = lambda size_bytes: None,
 ) -> LoopState:
     """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
 
     `told_to_stop` is asked after each epoch; when any worker hears yes, all end there. A report comes after each epoch,
-    and after every `train.checkpoint_steps` steps of one. `say` is told what trains.
+    and after every `train.checkpoint_steps` steps of one. `say` is told what trains, `expect` how large a checkpoint
+    will be.
 
     Replayable: a step's order, negatives and dropout follow from the seed and the step, so resuming from any checkpoint
     goes on as if nothing had happened. Raises TrainingError when a loss is not finite, ArtifactMismatchError or
@@ -60,6 +70,7 @@ def train_epochs(
     run = _Run(recipe, inputs, workers, report, resume_from)
     if workers.is_first:
         say(run.description)
+    expect(run.checkpoint_bytes)
     while run.state.epoch < recipe.train.epochs and not run.state.stopping.should_stop(recipe.train.patience):
         run.train_epoch()
         if float(workers.sum(torch.tensor([float(told_to_stop())]))):
@@ -82,6 +93,7 @@ class _Run:
             saved, self.state = Checkpoint(resume_from), load_state(resume_from)
             load_into(self.module, saved)
         self.module.to(workers.device).train()
+        self.checkpoint_bytes = checkpoint_size(self.module)
         self.description = describe(self.module, recipe, workers, self.state.step)
         self.engine: Engine = make_engine(self.module, recipe, workers, saved)
         self._checked = False

@@ -28,15 +28,15 @@ from torch import Tensor
 
 from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, CorruptArtifactError
 from llmrec_ray.train.checkpoint import load_state, load_weights
 from llmrec_ray.train.failures import RestartUnlessExplained, explain
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import SELECTION
 from llmrec_ray.train.progress import ReportToDriver, progress_bar
-from llmrec_ray.train.worker import train_worker
+from llmrec_ray.train.worker import stop_file, train_worker
 
-__all__ = ["TrainedModel", "run_training", "stop_file"]
+__all__ = ["TrainedModel", "run_training"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ FREE_TO_CHANGE = {
     "checkpoint_steps", "compile",
 }
 MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.tuned.backbone."
+RAYS_RECORD = "checkpoint_manager_snapshot.json"
 POLL_S = "0.2"
 WAIT_FOR_LOST_NODE_S = "15"
 
@@ -96,11 +97,6 @@ def run_training(
     return trained
 
 
-def stop_file(run_dir: str) -> str:
-    """A file whose existence ends the run in `run_dir` after its current epoch, cleanly; on a shared disk."""
-    return f"{run_dir}/stop"
-
-
 def _fit(
     recipe: Recipe, inputs: TrainingInputs, run_dir: str, reporter: ReportToDriver,
     callbacks: Sequence[ray.train.UserCallback],
@@ -114,7 +110,7 @@ def _fit(
     trainer = _Trainer(
         train_worker,
         train_loop_config={
-            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "stop_file": stop_file(run_dir),
+            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "run_dir": run_dir,
             "reporter": reporter,
         },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
@@ -230,12 +226,25 @@ def _open_run(run_dir: str, identity: dict[str, Any], *, resume: bool) -> None:
         raise ArtifactNotFoundError(
             f"There is no training run to resume in {run_dir}: run `llmrec train` without --resume."
         ) from None
+    _check_record(run_dir)
     if changed := _differences(before, json.loads(json.dumps(identity))):
         raise ArtifactMismatchError(
             f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and "
             "data it was started with, or train anew without --resume."
         )
     Path(stop_file(run_dir)).unlink(missing_ok=True)
+
+
+def _check_record(run_dir: str) -> None:
+    """Ray Train writes its record of checkpoints over the last one, which a full disk may cut short."""
+    try:
+        read_json(f"{run_dir}/{RAYS_RECORD}")
+    except FileNotFoundError:
+        pass  # stopped before the first checkpoint
+    except CorruptArtifactError:
+        raise CorruptArtifactError(
+            f"{run_dir}/{RAYS_RECORD}, the record of the run's checkpoints, is damaged: train anew without --resume."
+        ) from None
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -1,12 +1,10 @@
-"""The Ray Train side of one training process: its place in the group, its checkpoint, its reports."""
+"""The Ray Train side of one training process: its place in the group, and the checkpoint it goes on from."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,12 @@ import ray.train
 import ray.train.torch
 
 from llmrec_ray.config import Recipe
+from llmrec_ray.train.checkpoint import load_state
 from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.reports import Reports
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["train_worker"]
+__all__ = ["stop_file", "train_worker"]
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -28,9 +28,17 @@ def train_worker(config: dict[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
+        workers = _workers()
+        reports = Reports(config["run_dir"], workers, None if folder is None else load_state(folder).step)
         train_epochs(
-            recipe, inputs, _workers(), _report, folder, Path(config["stop_file"]).exists, config["reporter"].say
+            recipe, inputs, workers, reports, folder, Path(stop_file(config["run_dir"])).exists,
+            config["reporter"].say, reports.check_room,
         )
+
+
+def stop_file(run_dir: str) -> str:
+    """A file whose existence ends the run in `run_dir` after its current epoch, cleanly; on a shared disk."""
+    return f"{run_dir}/stop"
 
 
 def _hush() -> None:
@@ -49,10 +57,3 @@ def _workers() -> Workers:
         local_world_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
     )
-
-
-def _report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-    """Every worker hands over its part of the checkpoint; Ray Train puts them into one folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

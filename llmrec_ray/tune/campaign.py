@@ -32,7 +32,7 @@ from llmrec_ray.data import Dataset
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.signals import Ease
 from llmrec_ray.train import LateFusion, TrainingInputs, run_training
-from llmrec_ray.train.run import stop_file
+from llmrec_ray.train.worker import stop_file
 from llmrec_ray.types import FloatArray
 
 __all__ = ["best_overrides", "tune"]

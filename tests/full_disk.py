@@ -1,0 +1,123 @@
+"""A real disk that is full: a small tmpfs in a mount namespace of its own, and what is tried on it there.
+
+Run as a program it does what is tried, inside that namespace; Ray's processes, started there, see the same disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+from llmrec_ray.artifact import create_artifact, read_json, write_json_atomic
+from llmrec_ray.errors import LlmrecError
+
+ROOT = Path(__file__).parents[1]
+
+
+def try_on_small_disk(name: str, folder: Path, *, size_kb: int, timeout_s: float = 60) -> dict[str, Any]:
+    """What the function `name` of this module reports about a disk of `size_kb`; skips where mounting is forbidden."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
+        pytest.skip("this machine lets no user mount a disk of their own")
+    shell = f"mount -t tmpfs -o size={size_kb}k tmpfs '{folder}' && exec '{sys.executable}' -m tests.full_disk {name}"
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f"{shell} '{folder}'"], cwd=ROOT, text=True, capture_output=True,
+        timeout=timeout_s, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return report | {"stderr": done.stderr}
+
+
+def save_artifacts(disk: Path) -> dict[str, Any]:
+    """Large files by three libraries into an artifact, and a pointer when nothing at all is free."""
+    values = np.random.default_rng(0).normal(size=200_000)
+    writers: dict[str, Callable[[Path], object]] = {
+        "polars": lambda folder: pl.DataFrame({"x": values}).write_parquet(folder / "a.parquet"),
+        "safetensors": lambda folder: save_file({"x": values}, folder / "a.safetensors"),
+        "python": lambda folder: (folder / "a.bin").write_bytes(values.tobytes()),
+    }
+    said = {
+        name: said_of(partial(create_artifact, str(disk / "bundles"), "bundle", write, config={}))
+        for name, write in writers.items()
+    }
+    left = listing(disk)
+    write_json_atomic(str(disk / "latest" / "bundle.json"), {"uri": "old"})
+    fill(disk)
+    said["pointer"] = said_of(lambda: write_json_atomic(str(disk / "latest" / "bundle.json"), {"uri": "n" * 5000}))
+    return {"said": said, "left": left, "after": listing(disk), "pointer": read_json(f"{disk}/latest/bundle.json")}
+
+
+def save_shard(disk: Path) -> dict[str, Any]:
+    """A worker's shard, when the disk of its temporary files is full."""
+    from llmrec_ray.train.reports import Reports
+    from tests.train_boards import ALONE
+
+    def write(folder: Path) -> None:
+        save_file({"x": np.zeros(1_000_000)}, folder / "shard.safetensors")
+
+    tempfile.tempdir = str(disk)
+    return {"said": said_of(lambda: Reports("/", ALONE, 7)({"step": 12}, write)), "left": listing(disk)}
+
+
+def train(disk: Path) -> dict[str, Any]:
+    """Runs that find the disk full before they start, between two checkpoints, and while one is written."""
+    from llmrec_ray.cluster import connected
+    from llmrec_ray.train import run_training
+    from tests.test_train_errors import BlindToFreeSpace, FillAfter
+    from tests.train_boards import deterministic_recipe, inputs_of_board
+
+    recipe = deterministic_recipe(epochs=5, patience=9, max_failures=2)
+    blind = BlindToFreeSpace(**vars(inputs_of_board()))
+    report: dict[str, Any] = {}
+    with connected(num_cpus=4):
+        filler = fill(disk, leave_bytes=800_000)
+        report["at once"] = said_of(lambda: run_training(recipe, inputs_of_board(), f"{disk}/a"))
+        filler.unlink()
+        for name, inputs in (("foreseen", inputs_of_board()), ("unforeseen", blind)):
+            run = partial(run_training, recipe, inputs, f"{disk}/{name}", callbacks=[FillAfter(2, disk)])
+            report[name] = said_of(run)
+            report[f"{name} left"] = [path for path in listing(disk / name) if "/state.json" in path]
+            (disk / "filler").unlink()
+        trained = run_training(recipe, inputs_of_board(), f"{disk}/unforeseen", resume=True)
+        report["losses"] = [epoch["loss"] for epoch in trained.epochs]
+    return report
+
+
+def said_of(action: Callable[[], object]) -> str:
+    """The kind and text of the error for people that an action ends with."""
+    try:
+        action()
+    except LlmrecError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def fill(disk: Path, leave_bytes: int = 0) -> Path:
+    """Take all room but some."""
+    filler = disk / "filler"
+    size = shutil.disk_usage(disk).free - leave_bytes
+    with filler.open("wb") as handle:
+        os.posix_fallocate(handle.fileno(), 0, size)
+    return filler
+
+
+def listing(folder: Path) -> list[str]:
+    """Files below a folder, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))) + "\n")
