@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,24 @@ def test_a_folder_without_a_tokenizer_is_refused(folders, tmp_path):
             load(folder)
     with pytest.raises(ModelSourceError, match=r"\(none of vocab\.txt, tokenizer\.json is there\): it needs config"):
         load(tmp_path / "bert")
+
+
+def test_a_tokenizer_without_a_fast_implementation_is_refused(folders, tmp_path):
+    shutil.copytree(folders["bert"], tmp_path / "slow", ignore=shutil.ignore_patterns("tokenizer.json"))
+    (tmp_path / "slow" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    with pytest.raises(ModelSourceError, match=r"\(ByT5Tokenizer has no fast implementation\)"):
+        load(tmp_path / "slow")
+
+
+def test_pooling_stays_in_float32_under_autocast(folders):
+    encoder = load(folders["llama"], precision="fp32")
+    tokens, lengths = encoder.tokens.tokenize(TEXTS[:2])
+    states = torch.randn(2, tokens.shape[1], 32, generator=torch.Generator().manual_seed(0))
+    encoder.backbone.forward = lambda **_: SimpleNamespace(last_hidden_state=states)
+    for pooling in ("mean", "weighted", "last", "cls"):
+        with torch.autocast("cpu", torch.bfloat16):
+            under = pooled_states(encoder.backbone, tokens, lengths, pooling)
+        torch.testing.assert_close(under, pooled_states(encoder.backbone, tokens, lengths, pooling), rtol=0, atol=0)
 
 
 def test_a_tokenizer_of_another_model_is_refused_with_the_figures(folders, tmp_path):

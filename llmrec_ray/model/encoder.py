@@ -137,7 +137,8 @@ def pool(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     places = torch.arange(1, states.shape[1] + 1, device=states.device)[None, :]
     real = places <= lengths[:, None]
     weights = (real * places if pooling == "weighted" else real).float()
-    return torch.einsum("plt,pl->pt", states.float(), weights / weights.sum(1, keepdim=True))
+    shares = weights / weights.sum(1, keepdim=True)
+    return (states.float() * shares[:, :, None]).sum(1)
 
 
 def attention_mask(backbone: nn.Module, real: Tensor) -> Tensor | None:
@@ -185,6 +186,8 @@ def _read(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _no_encoder(path, reason) from None
+    if not tokenizer.is_fast:
+        raise _no_encoder(path, f"{type(tokenizer).__name__} has no fast implementation")
     if not any((path / name).is_file() for name in tokenizer.vocab_files_names.values()):
         raise _no_encoder(path, f"none of {', '.join(tokenizer.vocab_files_names.values())} is there")
     if backbone.config.is_encoder_decoder:
