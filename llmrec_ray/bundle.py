@@ -47,6 +47,7 @@ class BundleParts:
     item_vectors: [N, d + 1] float32, see `catalogue_vectors`.
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
+    trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
     """
 
     recipe: Recipe
@@ -57,6 +58,7 @@ class BundleParts:
     encoder: AnyEncoder | None
     text_vectors: FloatArray | None
     text_center: FloatArray | None
+    trained_center: FloatArray | None
     item_vectors: FloatArray
     ease: Ease | None
     popularity: Popularity
@@ -169,7 +171,8 @@ class Scorer:
 class Bundle(Scorer):
     """A loaded Bundle, on the CPU and in evaluation mode.
 
-    text_vectors: [N, T] float32 in text space, or None. text_center: [T] float32, or None.
+    text_vectors: [N, T] float32 in text space, or None. text_center: [T] float32, or None; trained_center: the same for
+    training that goes on from this Bundle.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -183,6 +186,7 @@ class Bundle(Scorer):
         arrays = _load_arrays(folder / "arrays.safetensors")
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
+        self.trained_center: FloatArray | None = arrays.get("trained_center", self.text_center)
         model = self._load_model(folder / "model.safetensors")
         super().__init__(model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors))
 
@@ -235,6 +239,8 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
         arrays |= {f"item_item.{name}": array for name, array in parts.ease.arrays().items()}
     if parts.text_vectors is not None and parts.text_center is not None:
         arrays |= {"text_vectors": parts.text_vectors, "text_center": parts.text_center}
+        if parts.trained_center is not None and not np.array_equal(parts.trained_center, parts.text_center):
+            arrays["trained_center"] = parts.trained_center
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 

@@ -97,14 +97,15 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
 
 def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:
     """A Dataset -> a Campaign: trials over learning rate and fusion weight, and the winner."""
-    from llmrec_ray.train import TextSpace
+    from llmrec_ray.train import TextSpace, center_of, open_start, with_encoder_of
     from llmrec_ray.tune import best_overrides, tune
 
-    dataset = open_dataset(recipe, dataset_uri)
+    dataset, start = open_dataset(recipe, dataset_uri), open_start(recipe)
     with ray_for(recipe):
-        text = None if recipe.data.items is None else TextSpace.of(embed_stage(recipe, dataset.uri))
+        raw = None if recipe.data.items is None else embed_stage(with_encoder_of(recipe, start), dataset.uri)
+        text = None if raw is None else TextSpace.of(raw, center_of(recipe, start))
         vectors, center = (None, None) if text is None else (text.vectors, text.center)
-        campaign = tune(recipe, dataset, vectors, center, _workspace(recipe))
+        campaign = tune(recipe, dataset, vectors, center, _workspace(recipe), start=start)
     metrics = campaign.manifest.metrics
     logger.info("campaign %s: best of %d trials has validation %s %.4f with %s", campaign.id, metrics["trials"],
                 metrics["metric"], metrics["best"]["value"], ", ".join(best_overrides(campaign)))
@@ -124,13 +125,13 @@ def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
 
 
 def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:
-    """A Dataset -> a Bundle."""
-    from llmrec_ray.train import train_bundle
+    """A Dataset -> a Bundle, from nothing or from the Bundle that `train.warm_start` names."""
+    from llmrec_ray.train import open_start, train_bundle, with_encoder_of
 
-    dataset = open_dataset(recipe, dataset_uri)
+    dataset, start = open_dataset(recipe, dataset_uri), open_start(recipe)
     with ray_for(recipe):
-        raw_text = None if recipe.data.items is None else embed_stage(recipe, dataset.uri)
-        artifact = train_bundle(recipe, dataset, raw_text, _workspace(recipe), resume=resume)
+        raw_text = None if recipe.data.items is None else embed_stage(with_encoder_of(recipe, start), dataset.uri)
+        artifact = train_bundle(recipe, dataset, raw_text, _workspace(recipe), start=start, resume=resume)
     logger.info("bundle %s: %s", artifact.id, artifact.uri)
     return artifact
 

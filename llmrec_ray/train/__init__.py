@@ -3,6 +3,7 @@
 from llmrec_ray.train.finish import TextSpace, train_bundle
 from llmrec_ray.train.inputs import LateFusion, TrainingInputs, build_recommender
 from llmrec_ray.train.run import TrainedModel, run_training
+from llmrec_ray.train.warm import center_of, open_start, with_encoder_of
 
 __all__ = [
     "LateFusion",
@@ -10,6 +11,9 @@ __all__ = [
     "TrainedModel",
     "TrainingInputs",
     "build_recommender",
+    "center_of",
+    "open_start",
     "run_training",
     "train_bundle",
+    "with_encoder_of",
 ]

@@ -21,7 +21,7 @@ from llmrec_ray.model import TrainingModule, WindowBatch
 from llmrec_ray.train.optimizer import set_learning_rates, trained_parameters
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["MOMENTS", "WEIGHT", "Engine", "Piece", "SavedState", "TorchEngine", "even_part"]
+__all__ = ["MOMENTS", "WEIGHT", "Engine", "Piece", "SavedState", "TorchEngine", "Unstepped", "even_part"]
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,6 +51,20 @@ class SavedState(Protocol):
 
     def read(self, kind: str, name: str, start: int = 0, size: int | None = None) -> Tensor:
         """`size` values [size] of a flattened tensor from `start` on; all of them when None."""
+
+
+class Unstepped:
+    """AdamW's state before the first step, for a run that reports a checkpoint before it has trained."""
+
+    steps = 0
+
+    def __init__(self, module: nn.Module) -> None:
+        self._sizes = {name: parameter.numel() for name, parameter in trained_parameters(module).items()}
+
+    def read(self, kind: str, name: str, start: int = 0, size: int | None = None) -> Tensor:
+        """Moments are zero."""
+        assert kind in MOMENTS, f"{kind} of a run without steps. This is a bug."
+        return torch.zeros(self._sizes[name] if size is None else size)
 
 
 class Engine(Protocol):

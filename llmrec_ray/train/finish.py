@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from llmrec_ray.artifact import Artifact, Workspace, remove_artifact
 from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
 from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import CorruptArtifactError
+from llmrec_ray.errors import CorruptArtifactError, DiskFullError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import FusionRecommender, catalogue_vectors
 from llmrec_ray.model.encoder import TextEncoder
@@ -41,6 +41,7 @@ from llmrec_ray.signals import (
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
+from llmrec_ray.train.warm import center_of, with_encoder_of
 from llmrec_ray.types import FloatArray
 
 __all__ = ["TextSpace", "train_bundle"]
@@ -60,9 +61,9 @@ class TextSpace:
     vectors: FloatArray
 
     @classmethod
-    def of(cls, raw: FloatArray) -> TextSpace:
-        """From raw encoder output [N, T]; zero rows are items without text."""
-        middle = center(raw)
+    def of(cls, raw: FloatArray, middle: FloatArray | None = None) -> TextSpace:
+        """From raw encoder output [N, T], around its own centre or a given one; zero rows are items without text."""
+        middle = center(raw) if middle is None else middle
         return cls(middle, to_text_space(raw, middle))
 
 
@@ -74,20 +75,31 @@ class _Fusion:
 
 
 def train_bundle(
-    recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None, workspace: Workspace, *, resume: bool = False
+    recipe: Recipe,
+    dataset: Dataset,
+    raw_text: FloatArray | None,
+    workspace: Workspace,
+    *,
+    start: Bundle | None = None,
+    resume: bool = False,
 ) -> Artifact:
     """Train on the Dataset's train split and keep the result as a Bundle.
 
-    raw_text: [N, T] float32 frozen encoder output per item row, or None when items have no texts.
+    raw_text: [N, T] float32 output per item row of the encoder that training starts with, see `with_encoder_of`, or
+    None when items have no texts. start: what `open_start` gave.
     Raises TrainingError, ClusterError, ConfigError, ArtifactNotFoundError or ArtifactMismatchError (nothing, or
-    another run, to resume), and CorruptArtifactError when the Bundle on disk does not score as the one in memory.
+    another run, to resume), DiskFullError, and CorruptArtifactError when the Bundle on disk does not score as the one
+    in memory.
     """
     signals = _fit_signals(recipe, dataset)
-    text = None if raw_text is None else TextSpace.of(raw_text)
-    inputs = TrainingInputs.of(recipe, dataset, _vectors(text), _center(text))
-    trained = run_training(recipe, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
-    scorer, parts, metrics = _assemble(recipe, dataset, raw_text, signals, trained)
-    artifact = save_bundle(workspace.root("bundle"), parts, parents={"dataset": dataset.id}, metrics=metrics)
+    text = None if raw_text is None else TextSpace.of(raw_text, center_of(recipe, start))
+    started = with_encoder_of(recipe, start)
+    inputs = TrainingInputs.of(started, dataset, _vectors(text), _center(text), start=start)
+    trained = run_training(started, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
+    raw = None if raw_text is None or text is None else (raw_text, text.center)
+    scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained)
+    parents = {"dataset": dataset.id} | ({} if start is None else {"bundle": start.id})
+    artifact = _keep(workspace, replace(parts, recipe=recipe), parents, metrics)
     try:
         _check_reloaded(artifact, scorer, dataset)
     except CorruptArtifactError:
@@ -95,6 +107,13 @@ def train_bundle(
         raise
     workspace.set_latest("bundle", artifact.uri)
     return artifact
+
+
+def _keep(workspace: Workspace, parts: BundleParts, parents: dict[str, str], metrics: dict[str, Any]) -> Artifact:
+    try:
+        return save_bundle(workspace.root("bundle"), parts, parents=parents, metrics=metrics)
+    except DiskFullError as error:
+        raise DiskFullError(f"{error} With --resume it takes the trained weights, which are kept.") from error
 
 
 def _fit_signals(recipe: Recipe, dataset: Dataset) -> dict[str, Signal]:
@@ -107,12 +126,14 @@ def _fit_signals(recipe: Recipe, dataset: Dataset) -> dict[str, Signal]:
 
 
 def _assemble(
-    recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None, signals: dict[str, Signal], trained: TrainedModel
+    recipe: Recipe, dataset: Dataset, raw: tuple[FloatArray, FloatArray] | None, signals: dict[str, Signal],
+    trained: TrainedModel,
 ) -> tuple[Scorer, BundleParts, dict[str, Any]]:
-    text_size = None if raw_text is None else raw_text.shape[1]
+    """`raw`: the catalogue's raw text vectors and the centre that training subtracted."""
+    text_size = None if raw is None else raw[0].shape[1]
     model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
     model.load_state_dict(trained.model_state)
-    text, encoder, change = (None, None, {}) if raw_text is None else _texts(recipe, dataset, raw_text, trained, model)
+    text, encoder, change = (None, None, {}) if raw is None else _texts(recipe, dataset, *raw, trained, model)
     if text is not None:
         signals = signals | {"text": TextCosine(text.vectors)}
     vectors = _vectors(text)
@@ -124,8 +145,8 @@ def _assemble(
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
         encoder=encoder, text_vectors=vectors, text_center=_center(text),
-        item_vectors=item_vectors, ease=ease, popularity=popularity, calibration=fusion.calibration,
-        policy=_policy(recipe, scorer, fusion),
+        trained_center=None if raw is None else raw[1], item_vectors=item_vectors, ease=ease, popularity=popularity,
+        calibration=fusion.calibration, policy=_policy(recipe, scorer, fusion),
     )
     return scorer, parts, _metrics(trained, fusion) | change
 
@@ -139,10 +160,11 @@ def _center(text: TextSpace | None) -> FloatArray | None:
 
 
 def _texts(
-    recipe: Recipe, dataset: Dataset, raw: FloatArray, trained: TrainedModel, model: FusionRecommender
+    recipe: Recipe, dataset: Dataset, raw: FloatArray, middle: FloatArray, trained: TrainedModel,
+    model: FusionRecommender,
 ) -> tuple[TextSpace, AnyEncoder, dict[str, Any]]:
     """The catalogue by the trained encoder, in the precision that is served, and what the precision changed."""
-    encoder, middle = _encoder(recipe, trained), center(raw)
+    encoder = _encoder(recipe, trained)
     raw = encoder.encode(dataset.item_texts) if trained.encoder_state else raw
     if recipe.encoder.precision != "int8":
         return TextSpace(middle, to_text_space(raw, middle)), encoder, {}
@@ -207,7 +229,7 @@ def _policy(recipe: Recipe, scorer: Scorer, fusion: _Fusion) -> FusionPolicy:
 def _metrics(trained: TrainedModel, fusion: _Fusion) -> dict[str, Any]:
     return {
         "epochs": trained.epochs, "best_epoch": trained.best_epoch, "train_seconds": round(trained.seconds, 2),
-        "validation_ndcg@10": {"neural": trained.epochs[trained.best_epoch - 1]["ndcg@10"], "fused": fusion.ndcg},
+        "validation_ndcg@10": {"neural": trained.best["ndcg@10"], "fused": fusion.ndcg},
     }
 
 

@@ -7,6 +7,7 @@ Shapes: U users, N items, T width of a text vector.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,12 @@ from llmrec_ray.model import (
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.tuning import compile_blocks, prepare_tuning
+from llmrec_ray.train.warm import initial_weights
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
 if TYPE_CHECKING:
+    from llmrec_ray.bundle import Bundle
     from llmrec_ray.data import Dataset
 
 __all__ = ["LateFusion", "TrainingInputs", "build_module", "build_recommender"]
@@ -61,6 +64,7 @@ class TrainingInputs:
     text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
     text_states: what the first trained block reads for each text, when it is kept instead of computed in every step.
     item_ids: the outside world's names of the item rows, for messages.
+    initial: weights of the recommender to start from, by name, and start_id: the Bundle that they are of.
     """
 
     histories: Histories
@@ -72,6 +76,8 @@ class TrainingInputs:
     text_states: TextStates | None = None
     late: LateFusion | None = None
     item_ids: Vocabulary | None = None
+    initial: Mapping[str, FloatArray] | None = None
+    start_id: str = ""
 
     @classmethod
     def of(
@@ -81,11 +87,14 @@ class TrainingInputs:
         text_vectors: FloatArray | None,
         text_center: FloatArray | None,
         late: LateFusion | None = None,
+        start: Bundle | None = None,
     ) -> TrainingInputs:
         """Take from a Dataset what this recipe trains on; texts, and states computed on Ray, only when its encoder
-        trains."""
+        trains; the first weights from the Bundle `start`."""
+        histories = dataset.histories("train")
+        counts = np.bincount(histories.item_rows, minlength=len(dataset.items))
         return cls(
-            histories=dataset.histories("train"),
+            histories=histories,
             targets=dataset.targets("validation"),
             n_items=len(dataset.items),
             text_vectors=text_vectors if _reads_text(recipe) else None,
@@ -94,6 +103,8 @@ class TrainingInputs:
             text_states=lower_states(dataset.item_texts, recipe.encoder) if _tunes(recipe) else None,
             late=late,
             item_ids=dataset.items,
+            initial=None if start is None else initial_weights(start, dataset.users, dataset.items, counts),
+            start_id="" if start is None else start.id,
         )
 
     def item_id(self, row: int) -> str:
@@ -126,11 +137,13 @@ def build_recommender(recipe: Recipe, n_users: int, n_items: int, text_size: int
 def build_module(
     recipe: Recipe, inputs: TrainingInputs, windows: Windows, peers: Peers | None = None
 ) -> TrainingModule:
-    """The training module with the recipe's seed: the same initial weights in every process."""
+    """The training module with the recipe's seed, or the inputs' weights: the same in every process."""
     torch.manual_seed(recipe.seed)
     text_size = None if inputs.text_vectors is None else inputs.text_vectors.shape[1]
     model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size)
     model.start_from_popularity(windows.item_counts(inputs.n_items))
+    if inputs.initial is not None:
+        model.load_state_dict({name: torch.tensor(array) for name, array in inputs.initial.items()})
     return TrainingModule(model, _text_source(recipe, inputs, peers))
 
 

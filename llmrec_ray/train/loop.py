@@ -26,7 +26,7 @@ from llmrec_ray.train.checkpoint import (
     save_shard,
     save_state,
 )
-from llmrec_ray.train.engine import WEIGHT, Engine, Piece, even_part
+from llmrec_ray.train.engine import WEIGHT, Engine, Piece, SavedState, Unstepped, even_part
 from llmrec_ray.train.inputs import TrainingInputs, build_module
 from llmrec_ray.train.optimizer import learning_rate_scale
 from llmrec_ray.train.prefetch import prefetched
@@ -59,7 +59,8 @@ def train_epochs(
     """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
 
     `told_to_stop` is asked after each epoch; when any worker hears yes, all end there. A report comes after each epoch,
-    and after every `train.checkpoint_steps` steps of one. `say` is told what trains, `expect` how large a checkpoint
+    and after every `train.checkpoint_steps` steps of one. A run that starts from a Bundle scores and reports it as
+    epoch 0, which is then kept until an epoch is better. `say` is told what trains, `expect` how large a checkpoint
     will be.
 
     Replayable: a step's order, negatives and dropout follow from the seed and the step, so resuming from any checkpoint
@@ -71,6 +72,8 @@ def train_epochs(
     if workers.is_first:
         say(run.description)
     expect(run.checkpoint_bytes)
+    if inputs.initial is not None and resume_from is None:
+        run.score_start()
     while run.state.epoch < recipe.train.epochs and not run.state.stopping.should_stop(recipe.train.patience):
         run.train_epoch()
         if float(workers.sum(torch.tensor([float(told_to_stop())]))):
@@ -88,7 +91,7 @@ class _Run:
         self.state = LoopState()
         self.windows = inputs.windows(recipe)
         self.module = build_module(recipe, inputs, self.windows, workers.peers())
-        saved = None
+        saved: SavedState | None = None if inputs.initial is None else Unstepped(self.module)
         if resume_from is not None:
             saved, self.state = Checkpoint(resume_from), load_state(resume_from)
             load_into(self.module, saved)
@@ -98,16 +101,24 @@ class _Run:
         self.engine: Engine = make_engine(self.module, recipe, workers, saved)
         self._checked = False
 
+    def score_start(self) -> None:
+        """Epoch 0: what training starts from."""
+        self._finish_epoch(0, self._validate())
+        self.report(self.state.epochs[-1], self._write)
+
     def train_epoch(self) -> None:
         """The rest of the epoch that has begun, validation, and the report."""
         started = time.perf_counter()
         self._train_steps()
         losses, trained_s = self.state.losses, time.perf_counter() - started
-        measured = validate(self.module, self.engine, self.inputs, self.workers, self.recipe.evaluate.batch_users)
-        self._finish_epoch(measured | {
+        measured = self._validate()
+        self._finish_epoch(self.state.epoch + 1, measured | {
             "loss": sum(losses) / len(losses), "train_s": trained_s, "epoch_s": time.perf_counter() - started,
         })
         self.report(self.state.epochs[-1], self._write)
+
+    def _validate(self) -> dict[str, float]:
+        return validate(self.module, self.engine, self.inputs, self.workers, self.recipe.evaluate.batch_users)
 
     def _train_steps(self) -> None:
         """Up to the end of the epoch, with a checkpoint every so often. Losses are looked at as rarely as possible,
@@ -166,8 +177,7 @@ class _Run:
             f"train.gradient_clip (now {train.gradient_clip:g}), or use train.precision=fp32."
         )
 
-    def _finish_epoch(self, measured: dict[str, float]) -> None:
-        epoch = self.state.epoch + 1
+    def _finish_epoch(self, epoch: int, measured: dict[str, float]) -> None:
         stopping = self.state.stopping.seen(measured[SELECTION], epoch)
         metrics = {"epoch": epoch, "step": self.state.step, "best_epoch": stopping.best_epoch, **measured}
         self.state = replace(

@@ -75,5 +75,5 @@ def _last_line(error: Exception) -> str:
 
 
 def _line(metrics: dict[str, float]) -> str:
-    return (f"loss {metrics['loss']:.4f}, validation ndcg@10 {metrics['ndcg@10']:.4f}, "
-            f"best epoch {metrics['best_epoch']:.0f}")
+    loss = f"loss {metrics['loss']:.4f}, " if "loss" in metrics else "before the first step, "
+    return f"{loss}validation ndcg@10 {metrics['ndcg@10']:.4f}, best epoch {metrics['best_epoch']:.0f}"

@@ -56,7 +56,8 @@ class TrainedModel:
     """The weights of the best epoch.
 
     model_state: state dict of the `FusionRecommender`. encoder_state: the trained tensors of the encoder's
-    backbone, by its names; empty when the encoder is frozen. epochs: metrics of every epoch, oldest first.
+    backbone, by its names; empty when the encoder is frozen. epochs: metrics of every epoch, oldest first; epoch 0 is
+    the Bundle that training started from.
     """
 
     model_state: dict[str, Tensor]
@@ -64,6 +65,11 @@ class TrainedModel:
     epochs: list[dict[str, float]]
     best_epoch: int
     seconds: float
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Metrics of the best epoch."""
+        return next(metrics for metrics in self.epochs if metrics["epoch"] == self.best_epoch)
 
 
 def run_training(
@@ -91,9 +97,9 @@ def run_training(
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, reporter, callbacks)
     trained = _best(result, time.perf_counter() - started)
-    best = trained.epochs[trained.best_epoch - 1][SELECTION]
-    logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d",
-                len(trained.epochs), trained.seconds, best, trained.best_epoch)
+    logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d%s", trained.epochs[-1]["epoch"],
+                trained.seconds, trained.best[SELECTION], trained.best_epoch,
+                "" if trained.best_epoch else ": no epoch was better than the Bundle it started from")
     return trained
 
 
@@ -210,6 +216,9 @@ def _identity(recipe: Recipe, inputs: TrainingInputs, data_id: str) -> dict[str,
     """What must be the same for a run to be resumed."""
     tree = recipe.model_dump(mode="json", include=set(SECTIONS_THAT_MATTER))
     tree["train"] = {key: value for key, value in tree["train"].items() if key not in FREE_TO_CHANGE}
+    if inputs.start_id:  # the Bundle may have moved; its encoder is a part of it
+        tree["train"]["warm_start"] = inputs.start_id
+        tree["encoder"]["model"] = "of the Bundle" if recipe.fusion.item_vector != "id" else recipe.encoder.model
     vectors = b"" if inputs.text_vectors is None else inputs.text_vectors.tobytes()
     return {"recipe": tree, "dataset": data_id, "text_vectors": hashlib.sha256(vectors).hexdigest()[:16]}
 

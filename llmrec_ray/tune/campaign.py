@@ -27,11 +27,12 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from tqdm import tqdm
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact
+from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.signals import Ease
-from llmrec_ray.train import LateFusion, TrainingInputs, run_training
+from llmrec_ray.train import LateFusion, TrainingInputs, run_training, with_encoder_of
 from llmrec_ray.train.worker import stop_file
 from llmrec_ray.types import FloatArray
 
@@ -52,18 +53,21 @@ def tune(
     text_vectors: FloatArray | None,
     text_center: FloatArray | None,
     workspace: Workspace,
+    *,
+    start: Bundle | None = None,
 ) -> Artifact:
     """Run `tune.trials` trials on the connected Ray and keep the campaign; `best_overrides` reads the winner.
 
-    text_vectors [N, T] and text_center [T] as `TrainingInputs` takes them. Raises TrainingError when every
-    trial failed.
+    text_vectors [N, T] and text_center [T] as `TrainingInputs` takes them. start: what `open_start` gave.
+    Raises TrainingError when every trial failed.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    inputs = TrainingInputs.of(recipe, dataset, text_vectors, text_center)
+    started = with_encoder_of(recipe, start)
+    inputs = TrainingInputs.of(started, dataset, text_vectors, text_center, start=start)
     partner = _partner_scores(recipe, dataset) if _fuses(recipe) else None
     folder = workspace.local_folder("tune")
-    grid = _run(recipe, inputs, partner, folder)
+    grid = _run(started, inputs, partner, folder)
     metric = NEURAL if partner is None else FUSED
     results, epochs = _tables(grid, metric)
     if results["value"].null_count() == len(results):
@@ -200,7 +204,7 @@ def _tables(grid: ray.tune.ResultGrid, metric: str) -> tuple[pl.DataFrame, pl.Da
             "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
         })
         epochs += [
-            {"trial": number, "epoch": int(row["epoch"]), "value": row[metric], "loss": row["loss"]}
+            {"trial": number, "epoch": int(row["epoch"]), "value": row[metric], "loss": row.get("loss")}
             for row in rows
         ]
     schema = {"trial": pl.Int64, "epoch": pl.Int64, "value": pl.Float64, "loss": pl.Float64}
