@@ -12,10 +12,10 @@ Shapes: B users, N items, C candidates, d embedding size, T text vector size. Kn
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,7 @@ from safetensors.torch import save_file as save_tensors
 
 from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
+from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
 from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Signal, TextCosine
@@ -36,6 +36,8 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["Bundle", "BundleParts", "Scorer", "read_signal_names", "save_bundle"]
+
+Loaded = TypeVar("Loaded")
 
 NCF_CHUNK_USERS = 32
 
@@ -91,7 +93,7 @@ def save_bundle(
 
 def read_signal_names(artifact: Artifact) -> list[str]:
     """Names of the signals of a Bundle, from one small file: for processes that hold no vectors."""
-    return sorted(_read_fusion(artifact.path)[0].means)
+    return sorted(_read(artifact.path / "policy.json", _fusion)[0].means)
 
 
 class Scorer:
@@ -178,12 +180,12 @@ class Bundle(Scorer):
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         folder = artifact.path
-        self.recipe = Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
-        self.users = Vocabulary.load(folder / "users.parquet")
-        self.items = Vocabulary.load(folder / "items.parquet")
-        self.item_titles: list[str] = pl.read_parquet(folder / "titles.parquet")["title"].to_list()
-        self.calibration, self.policy = _read_fusion(folder)
-        arrays = _load_arrays(folder / "arrays.safetensors")
+        self.recipe = _read(folder / "recipe.json", _recipe)
+        self.users = _read(folder / "users.parquet", Vocabulary.load)
+        self.items = _read(folder / "items.parquet", Vocabulary.load)
+        self.item_titles = _read(folder / "titles.parquet", _titles)
+        self.calibration, self.policy = _read(folder / "policy.json", _fusion)
+        arrays = _read(folder / "arrays.safetensors", load_arrays)
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
         self.trained_center: FloatArray | None = arrays.get("trained_center", self.text_center)
@@ -211,18 +213,25 @@ class Bundle(Scorer):
         return self.text_center is not None
 
     def load_encoder(self, device: str = "cpu") -> AnyEncoder:
-        """The text encoder, in the runtime and precision of the recipe. Raises what `model.onnx.load_encoder` does."""
+        """The text encoder, in the runtime and precision of the recipe.
+
+        Raises CorruptArtifactError for files that cannot be read, ConfigError for a setting that this machine lacks.
+        """
         assert self.has_encoder, "encoder of a Bundle without texts. This is a bug."
-        return load_encoder(self.artifact.path / "encoder", self.recipe.encoder, device)
+        try:
+            return load_encoder(self.artifact.path / "encoder", self.recipe.encoder, device)
+        except ModelSourceError as error:
+            raise CorruptArtifactError(f"{error} Restore the Bundle or train again.") from None
 
     def _load_model(self, path: Path) -> FusionRecommender:
         text_size = None if self.text_vectors is None else self.text_vectors.shape[1]
         model = FusionRecommender(
             self.recipe.model, self.recipe.fusion.item_vector, len(self.users), len(self.items), text_size
         )
+        tensors = _read(path, load_tensors)
         try:
-            model.load_state_dict(load_tensors(path))
-        except (RuntimeError, SafetensorError) as error:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
             raise ArtifactMismatchError(
                 f"{path} does not fit the recipe it was saved with ({' '.join(str(error).split())[:200]}): "
                 "train again with this version."
@@ -244,16 +253,26 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def _read_fusion(folder: Path) -> tuple[Calibration, FusionPolicy]:
-    fusion = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-    return Calibration.model_validate(fusion["calibration"]), FusionPolicy.model_validate(fusion["policy"])
-
-
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
+    """What `load` makes of a file, or CorruptArtifactError naming the file: hashes are not always verified."""
     try:
-        return dict(load_arrays(path))
-    except SafetensorError as error:
-        raise CorruptArtifactError(f"{path} cannot be read ({error}): restore it or train again.") from None
+        return load(path)
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptArtifactError(f"{path} cannot be read ({reason}): restore it or train again.") from None
+
+
+def _recipe(path: Path) -> Recipe:
+    return Recipe.model_validate_json(path.read_bytes())
+
+
+def _titles(path: Path) -> list[str]:
+    return pl.read_parquet(path)["title"].to_list()
+
+
+def _fusion(path: Path) -> tuple[Calibration, FusionPolicy]:
+    fusion = json.loads(path.read_bytes())
+    return Calibration.model_validate(fusion["calibration"]), FusionPolicy.model_validate(fusion["policy"])
 
 
 def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None) -> dict[str, Signal]:

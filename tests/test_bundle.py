@@ -11,6 +11,7 @@ from llmrec_ray.artifact import Artifact, Workspace, open_artifact, remove_artif
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.model.onnx import OnnxEncoder
 from llmrec_ray.train.finish import _check_reloaded
 from llmrec_ray.types import Histories
 from tests.tiny_release import write_tiny_bundle
@@ -111,12 +112,51 @@ def test_weights_of_another_shape_are_refused(copied):
     assert message.endswith("): train again with this version.")
 
 
-def test_arrays_that_cannot_be_read_are_refused(copied):
-    (copied / "arrays.safetensors").write_bytes(b"nothing")
+def spoil(file: Path, damage: str) -> None:
+    whole = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        left = {"cut": whole[: len(whole) // 2], "other": b"nothing of this kind " * 20, "empty": b""}
+        file.write_bytes(left[damage])
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty", "gone"])
+@pytest.mark.parametrize("name", [
+    "recipe.json", "users.parquet", "items.parquet", "titles.parquet", "policy.json", "model.safetensors",
+    "arrays.safetensors",
+])
+def test_a_damaged_file_is_refused_by_name_though_hashes_are_not_verified(copied, name, damage):
+    spoil(copied / name, damage)
     with pytest.raises(CorruptArtifactError) as caught:
         Bundle(open_artifact(str(copied), "bundle", verify=False))
-    assert str(caught.value).startswith(f"{copied / 'arrays.safetensors'} cannot be read (")
+    assert str(caught.value).startswith(f"{copied / name} cannot be read (")
     assert str(caught.value).endswith("): restore it or train again.")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty", "gone"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_encoder_is_refused_by_name(copied, name, damage):
+    spoil(copied / "encoder" / name, damage)
+    bundle = Bundle(open_artifact(str(copied), "bundle", verify=False))
+    with pytest.raises(CorruptArtifactError) as caught:
+        bundle.load_encoder()
+    assert str(caught.value).startswith(f"{copied / 'encoder'} does not hold an encoder that can be loaded (")
+    assert str(caught.value).endswith(" Restore the Bundle or train again.")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty"])
+def test_a_damaged_int8_file_is_refused_by_name(tiny_recipe, dataset, tmp_path, damage):
+    encoder = tiny_recipe.encoder.model_copy(update={"precision": "int8"})
+    artifact = write_tiny_bundle(tiny_recipe.model_copy(update={"encoder": encoder}), dataset, str(tmp_path))
+    bundle, file = Bundle.open(artifact.uri), artifact.path / "encoder" / "model.int8.onnx"
+    kept = bundle.load_encoder()
+    assert isinstance(kept, OnnxEncoder) and kept.file == file
+    spoil(file, damage)
+    with pytest.raises(CorruptArtifactError, match=r"^encoder/model\.int8\.onnx in .* does not match its manifest"):
+        Bundle.open(artifact.uri)
+    with pytest.raises(CorruptArtifactError) as caught:
+        bundle.load_encoder()
+    assert str(caught.value).startswith(f"{file} cannot be read (")
 
 
 def test_a_bundle_that_scores_differently_from_what_was_trained_is_noticed(artifact, dataset):

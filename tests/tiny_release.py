@@ -11,14 +11,15 @@ from llmrec_ray.bundle import Bundle, BundleParts, save_bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.index import build_index
-from llmrec_ray.model import FusionRecommender, TextEncoder, catalogue_vectors, user_matrix
+from llmrec_ray.model import FusionRecommender, catalogue_vectors, user_matrix
+from llmrec_ray.model.onnx import load_encoder
 from llmrec_ray.release import Release, publish
 from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, TextCosine, center, to_text_space
 
 
 def write_tiny_bundle(recipe: Recipe, dataset: Dataset, root: str, *, seed: int = 0) -> Artifact:
     """A Bundle whose text encoder is real, whose signals are fitted, and whose towers are not trained."""
-    encoder = TextEncoder.load(Path(recipe.encoder.model), recipe.encoder)
+    encoder = load_encoder(Path(recipe.encoder.model), recipe.encoder)
     raw = encoder.encode(dataset.item_texts)
     text_center = center(raw)
     text_vectors = to_text_space(raw, text_center)
