@@ -233,6 +233,11 @@ def test_states_are_not_kept_when_nothing_is_saved_or_memory_is_short(folders, c
     assert "not kept: 1 frozen blocks" in caplog.text and "(encoder.cached_states_gb is 1e-06)" in caplog.text
 
 
+def test_more_top_layers_than_there_are_are_refused_before_any_state_is_read(folders):
+    with pytest.raises(ConfigError, match=r"^encoder\.top_layers is 9, but the encoder has 2 blocks: set enco"):
+        lower_states(TEXTS, config_of(folders["llama"], tuning="top_layers", top_layers=9), use_ray=False)
+
+
 @pytest.mark.parametrize("with_states", [False, True])
 def test_spare_passes_change_nothing_and_make_the_number_that_was_asked_for(folders, with_states):
     settings = {"tuning": "top_layers"}

@@ -20,7 +20,7 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.states import TextStates, read_states
 from llmrec_ray.model.tokens import token_budget_batches
-from llmrec_ray.model.tuning import blocks_of
+from llmrec_ray.model.tuning import first_of_top_layers
 from llmrec_ray.types import FloatArray
 
 __all__ = ["lower_states"]
@@ -35,14 +35,14 @@ def lower_states(texts: Sequence[str], config: EncoderConfig, *, use_ray: bool =
     """States of all texts, in their order; an empty text has none.
 
     None when there is nothing to save (`encoder.tuning` is not top_layers, or trains every block) or when they
-    would need more than `encoder.cached_states_gb`. Raises ModelSourceError.
+    would need more than `encoder.cached_states_gb`. Raises ModelSourceError, and ConfigError for too many layers.
     """
     if config.tuning != "top_layers":
         return None
     reader = _Reader(config)
     lengths = reader.encoder.tokens.tokenize(texts)[1].numpy()
     size_gb = int(lengths.sum()) * reader.encoder.vector_size * STATE_BYTES / 1e9
-    if reader.block <= 0 or size_gb > config.cached_states_gb:
+    if reader.block == 0 or size_gb > config.cached_states_gb:
         logger.info("states below the trained layers are not kept: %d frozen blocks, %.3g GB (encoder.cached_states_gb "
                     "is %.3g)", reader.block, size_gb, config.cached_states_gb)
         return None
@@ -62,7 +62,7 @@ class _Reader:
     def __init__(self, config: EncoderConfig) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.encoder = TextEncoder.load(resolve_model(config.model), config, for_training=True).to(device)
-        self.block = len(blocks_of(self.encoder.backbone)[1]) - config.top_layers
+        self.block = first_of_top_layers(self.encoder.backbone, config.top_layers)
 
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, FloatArray]]:
         """Place of a text, and its states [tokens, H] float32, for every text that is not empty."""

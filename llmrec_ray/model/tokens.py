@@ -51,7 +51,7 @@ class TextTokens:
         """
         filled = [row for row, text in enumerate(texts) if text]
         final = self.prompted([texts[row] for row in filled], as_query=as_query)
-        ids = self.tokenizer(final, truncation=True, max_length=self.max_tokens)["input_ids"] if final else []
+        ids = self._ids(final) if final else []
         lengths = torch.zeros(len(texts), dtype=torch.int64)
         lengths[filled] = torch.tensor([len(row) for row in ids], dtype=torch.int64)
         flat = np.fromiter((token for row in ids for token in row), np.int64, int(lengths.sum()))
@@ -67,6 +67,11 @@ class TextTokens:
         settings = {name: part for name, part in backend.items() if name not in {"truncation", "padding"}}
         parts = json.dumps([settings, self.max_tokens], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _ids(self, final: list[str]) -> list[list[int]]:
+        settings = {"truncation": True, "max_length": self.max_tokens, "return_attention_mask": False}
+        ids: list[list[int]] = self.tokenizer(final, return_token_type_ids=False, **settings)["input_ids"]
+        return ids
 
     def _check_ids(self, largest: int) -> None:
         if largest >= self._n_embeddings:

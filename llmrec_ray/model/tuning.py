@@ -19,7 +19,15 @@ from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.model.encoder import TextEncoder, inference_dtype
 
-__all__ = ["blocks_of", "compile_blocks", "count_parameters", "layer_depths", "load_tuned", "prepare_tuning"]
+__all__ = [
+    "blocks_of",
+    "compile_blocks",
+    "count_parameters",
+    "first_of_top_layers",
+    "layer_depths",
+    "load_tuned",
+    "prepare_tuning",
+]
 
 
 def prepare_tuning(encoder: TextEncoder) -> None:
@@ -95,17 +103,22 @@ def blocks_of(backbone: nn.Module) -> tuple[str, dict[str, nn.Module]]:
     )
 
 
+def first_of_top_layers(backbone: nn.Module, top_layers: int) -> int:
+    """The number of the lowest of the last `top_layers` blocks, from 0. Raises ConfigError when there are fewer."""
+    count = len(blocks_of(backbone)[1])
+    if top_layers > count:
+        raise ConfigError(
+            f"encoder.top_layers is {top_layers}, but the encoder has {count} blocks: "
+            f"set encoder.top_layers to at most {count}."
+        )
+    return count - top_layers
+
+
 def _unfreeze(backbone: nn.Module, config: EncoderConfig) -> None:
-    blocks = list(blocks_of(backbone)[1].values())
     if config.tuning == "full":
         backbone.requires_grad_(True)
         return
-    if config.top_layers > len(blocks):
-        raise ConfigError(
-            f"encoder.top_layers is {config.top_layers}, but the encoder has {len(blocks)} blocks: "
-            f"set encoder.top_layers to at most {len(blocks)}."
-        )
-    for block in blocks[-config.top_layers :]:
+    for block in list(blocks_of(backbone)[1].values())[first_of_top_layers(backbone, config.top_layers) :]:
         block.requires_grad_(True)
     for name in _names_above_blocks(backbone):
         backbone.get_parameter(name).requires_grad_(True)
