@@ -14,7 +14,13 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.tuned import TextStates, TunedText
 from llmrec_ray.model.tuning import blocks_of, count_parameters, layer_depths, load_tuned, prepare_tuning
 from llmrec_ray.signals import center, to_text_space
-from tests.tiny_encoder import DECODERS, write_tiny_decoder, write_tiny_encoder, write_tiny_mpnet
+from tests.tiny_encoder import (
+    DECODERS,
+    write_tiny_albert,
+    write_tiny_decoder,
+    write_tiny_encoder,
+    write_tiny_mpnet,
+)
 
 TEXTS = [
     "thing painted black", "a space adventure for children", "", "red", "story of a white thing 0 1 2 3", "green thing",
@@ -266,16 +272,7 @@ def test_the_backbone_never_drops_out_while_the_rest_trains(folders):
 
 
 def test_a_model_without_a_list_of_blocks_can_only_stay_frozen(tmp_path):
-    from transformers import AlbertConfig, AlbertModel
-
-    from tests.tiny_encoder import _train_wordpiece
-
-    tokenizer = _train_wordpiece()
-    tokenizer.save_pretrained(tmp_path)
-    AlbertModel(AlbertConfig(
-        vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64,
-    )).save_pretrained(tmp_path)
+    write_tiny_albert(tmp_path)
     assert TextEncoder.load(tmp_path, config_of(tmp_path)).encode(TEXTS).any()
     with pytest.raises(ConfigError) as caught:
         tuned_text(tmp_path, tuning="top_layers")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AlbertConfig,
     AutoModel,
     BertConfig,
     Gemma3TextConfig,
@@ -50,6 +51,16 @@ def write_tiny_mpnet(folder: Path, *, seed: int = 0) -> Path:
     config = MPNetConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
+    )
+    return _save(folder, tokenizer, config, seed)
+
+
+def write_tiny_albert(folder: Path, *, seed: int = 0) -> Path:
+    """The same for ALBERT, which has one block for all three layers."""
+    tokenizer = _train_wordpiece()
+    config = AlbertConfig(
+        vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64,
     )
     return _save(folder, tokenizer, config, seed)
 
