@@ -82,7 +82,7 @@ def ingest_stage(recipe: Recipe) -> Artifact:
 def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
     """Raw text vectors of a Dataset's items, [N, T] float32, computed or from the cache. Raises DataError.
 
-    They are for training, so they are not quantised; `train` encodes the catalogue in int8 where that is served.
+    They are for training and for the catalogue, so they are not quantised: `encoder.precision: int8` is for queries.
     """
     from llmrec_ray.embed import embed
 

@@ -176,8 +176,8 @@ class EncoderConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """How attention is computed (eager where a model has no sdpa); flash_attention_2 needs a GPU and bf16."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Precision of served vectors; int8 is ONNX Runtime on a CPU, faster still, with the loss in the Bundle's manifest.
-    Training has its own in train.precision."""
+    """Precision of vectors; int8 (ONNX Runtime on a CPU, faster still) is for texts that come when serving: training
+    and the catalogue stay fp32, and the Bundle's manifest states the loss. Training has its own in train.precision."""
     tuning: Literal["frozen", "top_layers", "lora", "full"] = "frozen"
     """`frozen` uses cached vectors; the others also train the last `top_layers` blocks, LoRA adapters, or all."""
     top_layers: PositiveInt = 2

@@ -163,13 +163,17 @@ def _texts(
     recipe: Recipe, dataset: Dataset, raw: FloatArray, middle: FloatArray, trained: TrainedModel,
     model: FusionRecommender,
 ) -> tuple[TextSpace, AnyEncoder, dict[str, Any]]:
-    """The catalogue by the trained encoder, in the precision that is served, and what the precision changed."""
+    """The catalogue by the trained encoder, the encoder that is served with its centre, and what int8 changed.
+
+    The catalogue keeps the vectors that training read: they are there already, and int8 ones would only be worse.
+    """
     encoder = _encoder(recipe, trained)
     raw = encoder.encode(dataset.item_texts) if trained.encoder_state else raw
+    text = TextSpace(middle, to_text_space(raw, middle))
     if recipe.encoder.precision != "int8":
-        return TextSpace(middle, to_text_space(raw, middle)), encoder, {}
+        return text, encoder, {}
     kept = quantize_text(encoder, model, dataset, _validation_users(recipe, dataset), raw, middle)
-    return TextSpace(kept.center, kept.vectors), kept.encoder, {"int8_encoder": kept.change}
+    return TextSpace(kept.center, text.vectors), kept.encoder, {"int8_encoder": kept.change}
 
 
 def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:

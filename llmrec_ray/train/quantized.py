@@ -1,6 +1,7 @@
-"""A trained encoder -> its int8 form, the catalogue in it, and what that changes, for the Bundle's manifest.
+"""A trained encoder -> its int8 form for texts that come later, and what that changes, for the Bundle's manifest.
 
-Training reads unquantised vectors; what is kept and served is int8. It knows no disk and no Ray.
+Training and the catalogue keep unquantised vectors. The change is measured as if the catalogue were int8 too, which is
+the most that it can cost. It knows no disk and no Ray.
 Shapes: B users, N items, T text vector size.
 """
 
@@ -31,11 +32,10 @@ LOW_PERCENTILE = 5
 
 @dataclass(frozen=True)
 class QuantizedText:
-    """center: [T] float32; vectors: [N, T] float32 in text space; change: what the manifest says of the loss."""
+    """center: [T] float32, to be subtracted from its vectors; change: what the manifest says of the loss."""
 
     encoder: OnnxEncoder
     center: FloatArray
-    vectors: FloatArray
     change: dict[str, Any]
 
 
@@ -65,7 +65,7 @@ def quantize_text(
         mean, low, ranked["int8"], ranked["fp32"],
     )
     change = {"cosine_mean": mean, "cosine_p5": low, "validation_ndcg@10": ranked}
-    return QuantizedText(quantized, shifted, vectors, change)
+    return QuantizedText(quantized, shifted, change)
 
 
 def _cosines(raw: FloatArray, rough: FloatArray) -> FloatArray:
