@@ -67,6 +67,7 @@ def train_epochs(
     goes on as if nothing had happened. Raises TrainingError when a loss is not finite, ArtifactMismatchError or
     CorruptArtifactError when `resume_from` cannot be used.
     """
+    workers.take_device()
     workers.share_cores()
     run = _Run(recipe, inputs, workers, report, resume_from)
     if workers.is_first:

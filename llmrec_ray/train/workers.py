@@ -44,6 +44,13 @@ class Workers:
         """For sharing the encoding of texts."""
         return Peers() if self.world_size == 1 else Peers(self.rank, self.world_size, _gather)
 
+    def take_device(self) -> None:
+        """Make its GPU this process's current one. DeepSpeed takes the one that LOCAL_RANK numbers, which need not be
+        the one that Ray gave."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            os.environ["LOCAL_RANK"] = str(self.device.index)
+
     def share_cores(self) -> None:
         """Give each process on this machine its part of the cores, so that threads do not fight."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
