@@ -29,8 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 def try_on_small_disk(name: str, folder: Path, *, size_kb: int, timeout_s: float = 60) -> dict[str, Any]:
     """What the function `name` of this module reports about a disk of `size_kb`; skips where mounting is forbidden."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
-        pytest.skip("this machine lets no user mount a disk of their own")
+    need_namespaces()
     shell = f"mount -t tmpfs -o size={size_kb}k tmpfs '{folder}' && exec '{sys.executable}' -m tests.full_disk {name}"
     done = subprocess.run(
         ["unshare", "-Urm", "sh", "-c", f"{shell} '{folder}'"], cwd=ROOT, text=True, capture_output=True,
@@ -39,6 +38,12 @@ def try_on_small_disk(name: str, folder: Path, *, size_kb: int, timeout_s: float
     assert done.returncode == 0, done.stderr[-5000:]
     report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return report | {"stderr": done.stderr}
+
+
+def need_namespaces() -> None:
+    """Skip where no user may mount a disk of their own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
+        pytest.skip("this machine lets no user mount a disk of their own")
 
 
 def save_artifacts(disk: Path) -> dict[str, Any]:

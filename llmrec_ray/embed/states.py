@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llmrec_ray.config import EncoderConfig
+from llmrec_ray.embed.guard import Guarded, unguarded
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.states import TextStates, read_states
@@ -85,11 +86,11 @@ def _with_ray(
     size = max(1, BLOCK_BYTES // (STATE_BYTES * width * int(lengths.max(initial=1))))
     size = min(size, -(-len(filled) // (4 * config.num_actors)))
     read = ray.data.from_items([{"row": row, "text": texts[row]} for row in filled]).map_batches(
-        _ReadBatch, fn_constructor_args=(config,), batch_size=max(size, 1),
+        Guarded, fn_constructor_args=(_ReadBatch, config), batch_size=max(size, 1),
         compute=ray.data.ActorPoolStrategy(size=config.num_actors), num_cpus=1,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) else None,
     )
-    for batch in read.iter_batches(batch_size=None):
+    for batch in unguarded(read.iter_batches(batch_size=None)):
         for row, states in zip(batch["row"], batch["states"], strict=True):
             yield int(row), np.frombuffer(states, np.float32).reshape(-1, width)
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from llmrec_ray.artifact import Workspace, create_artifact, open_artifact
 from llmrec_ray.config import EncoderConfig
+from llmrec_ray.embed.guard import Guarded, unguarded
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.export import fingerprint_of
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder, runs_on_cpu
@@ -83,13 +84,13 @@ def _with_ray(texts: list[str], config: EncoderConfig) -> FloatArray:
     table = [{"row": int(row), "text": texts[row]} for row in order]
     size = min(BLOCK_TEXTS, -(-len(texts) // (4 * config.num_actors)))
     encoded = ray.data.from_items(table).map_batches(
-        _EncodeBatch, fn_constructor_args=(config,), batch_size=size,
+        Guarded, fn_constructor_args=(_EncodeBatch, config), batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=config.num_actors), num_cpus=1,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) and not runs_on_cpu(config) else None,
     )
     vectors: list[FloatArray] = [np.empty(0, np.float32)] * len(texts)
     with tqdm(total=len(texts), desc="embed", unit="text") as bar:
-        for batch in encoded.iter_batches(batch_size=None):
+        for batch in unguarded(encoded.iter_batches(batch_size=None)):
             for row, vector in zip(batch["row"], batch["vector"], strict=True):
                 vectors[int(row)] = vector
             bar.update(len(batch["row"]))
