@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -25,11 +26,12 @@ from llmrec_ray.embed import embed
 from llmrec_ray.errors import CorruptArtifactError, ModelSourceError, TrainingError
 from llmrec_ray.model import TrainingModule, Windows
 from llmrec_ray.train import TrainingInputs, run_training
+from llmrec_ray.train.reports import Reports
 from tests.boards import board_recipe
 from tests.full_disk import fill, need_namespaces, try_on_small_disk
 from tests.test_cli import package_logging_as_before  # noqa: F401  (used by all tests)
 from tests.tiny_encoder import write_tiny_decoder
-from tests.train_boards import deterministic_recipe, inputs_of_board, train_here
+from tests.train_boards import ALONE, deterministic_recipe, inputs_of_board, train_here
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import tests
 MOST_SECONDS = 60
@@ -113,6 +115,15 @@ def test_a_workers_own_disk_that_is_full_is_named_with_the_last_good_checkpoint(
         r"larger disk\.", report["said"],
     )
     assert report["left"] == []
+
+
+def test_a_folder_that_a_workers_machine_lacks_is_named_with_the_machine():
+    with pytest.raises(TrainingError) as caught:
+        Reports("/nowhere/run", ALONE, None).check_room(1)
+    assert str(caught.value) == (
+        f"There is no folder /nowhere/run on {platform.node()}, where a worker runs: set workspace to a folder or "
+        "bucket that all machines share."
+    )
 
 
 def test_a_damaged_record_of_checkpoints_is_refused_before_resuming(tmp_path, ray_session):

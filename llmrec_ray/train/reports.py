@@ -7,6 +7,7 @@ while its checkpoints and Ray Train's record of them are still whole.
 from __future__ import annotations
 
 import contextlib
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -51,11 +52,19 @@ class Reports:
         self._last_step = step
 
     def check_room(self, size_bytes: int, step: int = 0) -> None:
-        """Whether a checkpoint of this size fits into the run's folder; one worker looks, before any writes."""
-        if not self._workers.is_first or "://" in self._run_dir:
+        """Raise unless the run's folder is on this machine, and has room for a checkpoint of this size.
+
+        One worker looks for room, before any writes.
+        """
+        if "://" in self._run_dir:
             return
+        if not Path(self._run_dir).is_dir():
+            raise TrainingError(
+                f"There is no folder {self._run_dir} on {platform.node()}, where a worker runs: set workspace to a "
+                "folder or bucket that all machines share."
+            )
         needed = size_bytes + RESERVE_BYTES
-        if shutil.disk_usage(self._run_dir).free < needed:
+        if self._workers.is_first and shutil.disk_usage(self._run_dir).free < needed:
             raise self._no_room(step, self._run_dir, f"which needs {needed / 1e6:,.1f} MB")
 
     def _try(self, step: int, folder: str, save: Callable[[], None]) -> None:
