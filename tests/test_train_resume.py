@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmrec_ray.config import EncoderConfig, Recipe
+from tests.tiny_encoder import write_tiny_decoder
 from tests.train_boards import Job, deterministic_recipe, train_here, train_in_processes
 
 SHARDINGS = ("ddp", "zero1", "zero2", "zero3")
@@ -36,10 +37,9 @@ class Runs:
         self.one_to_two = self._train(2, "one_to_two", resume="alone")
 
     def recipe(self, sharding: str, tuning: str, workers: int) -> Recipe:
-        encoder = {
-            "model": str(self.encoder), "tuning": tuning, "top_layers": 1, "learning_rate": 1e-3, "layer_decay": 0.5,
-            "max_batch_tokens": 256,
-        }
+        encoder = {"model": str(self.encoder), "max_batch_tokens": 256}
+        if tuning != "frozen":
+            encoder |= {"tuning": tuning, "top_layers": 1, "learning_rate": 1e-3, "layer_decay": 0.5}
         train = {
             "sharding": sharding, "num_workers": workers, "checkpoint_steps": 1, "learning_rate": 0.001,
             "weight_decay": 0.1,
@@ -86,3 +86,48 @@ def test_what_is_compared_moves_by_far_more_than_the_tolerance(runs, tuning):
     assert max(losses[CHECKPOINT:]) - min(losses[CHECKPOINT:]) > 1000 * SAME
     if tuning != "frozen":
         assert max(abs(a - b) for a, b in zip(losses, frozen, strict=True)) > 1000 * SAME
+
+
+VARIANTS = {
+    "offloaded optimizer, zero1": ({}, {"sharding": "zero1", "offload": "optimizer"}),
+    "offloaded optimizer, zero2": ({}, {"sharding": "zero2", "offload": "optimizer"}),
+    "offloaded weights too, zero3": ({}, {"sharding": "zero3", "offload": "all"}),
+    "micro-batches, ddp": ({}, {"sharding": "ddp", "accumulation_steps": 2}),
+    "micro-batches, zero2": ({}, {"sharding": "zero2", "accumulation_steps": 2}),
+    "micro-batches, zero3": ({}, {"sharding": "zero3", "accumulation_steps": 2}),
+    "recomputed activations, ddp": ({"gradient_checkpointing": True}, {"sharding": "ddp"}),
+    "recomputed activations, zero3": ({"gradient_checkpointing": True}, {"sharding": "zero3"}),
+    "small passes, zero3": ({"max_batch_tokens": 32}, {"sharding": "zero3"}),
+}
+
+
+@pytest.fixture(scope="module")
+def variants(runs) -> dict[str, list[float]]:
+    def job(encoder: dict, train: dict) -> Job:
+        base = runs.recipe(train["sharding"], "full", 2)
+        return Job(base.model_copy(update={
+            "encoder": base.encoder.model_copy(update=encoder), "train": base.train.model_copy(update=train),
+        }))
+
+    return dict(zip(VARIANTS, train_in_processes(2, [job(*variant) for variant in VARIANTS.values()]), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_saves_memory_changes_no_loss(runs, variants, variant):
+    assert variants[variant] == pytest.approx(runs.alone["full"], abs=SAME)
+
+
+def test_lora_on_a_bidirectional_decoder_resumes_sharded_and_offloaded(tmp_path):
+    """From a checkpoint, since adapters begin at zero: the first gradients are rounding, which AdamW scales up."""
+    folder = write_tiny_decoder(tmp_path / "qwen3", "qwen3")
+    encoder = EncoderConfig(model=str(folder), tuning="lora", pooling="last", bidirectional=True, learning_rate=1e-3)
+
+    def recipe(sharding: str, workers: int, offload: str = "none") -> Recipe:
+        train = {"sharding": sharding, "num_workers": workers, "offload": offload, "checkpoint_steps": 1}
+        return deterministic_recipe(learning_rate=0.001, **train).model_copy(update={"encoder": encoder})
+
+    whole = train_here(recipe("none", 1), tmp_path / "alone")
+    checkpoint = tmp_path / "alone" / str(CHECKPOINT)
+    variants = [recipe("zero3", 2), recipe("zero3", 2, "all"), recipe("zero2", 2, "optimizer")]
+    for resumed in train_in_processes(2, [Job(variant, resume_from=checkpoint) for variant in variants]):
+        assert resumed == pytest.approx(whole[CHECKPOINT:], abs=SAME)

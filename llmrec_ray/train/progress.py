@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 import ray.exceptions
 import ray.train
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from llmrec_ray.errors import LlmrecError
@@ -43,7 +45,8 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
 @contextlib.contextmanager
 def progress_bar(epochs: int, *, shown: bool = True) -> Iterator[ReportToDriver]:
     """A bar over epochs on stderr for the length of the block; the callback feeds it."""
-    channel = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # a lost node must not end the run
     reader = threading.Thread(target=_show, args=(channel, epochs, shown), daemon=True)
     reader.start()
     try:

@@ -49,6 +49,7 @@ MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.tuned.backbone."
 RAYS_RECORD = "checkpoint_manager_snapshot.json"
 POLL_S = "0.2"
 WAIT_FOR_LOST_NODE_S = "15"
+RESIZE_CHECK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
             use_gpu=train.use_gpu, resources_per_worker=_resources(recipe),
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
         ),
         run_config=ray.train.RunConfig(
             name=PurePosixPath(run_dir).name,
