@@ -135,9 +135,10 @@ def test_resuming_a_finished_run_trains_no_further(tmp_path):
 def test_two_processes_train_like_one_and_each_goes_on_from_the_others_checkpoint(tmp_path):
     whole = train_here(plain(), tmp_path / "whole")
     zero2 = deterministic_recipe(sharding="zero2")
-    two, from_one = train_in_processes(2, [
-        Job(zero2, tmp_path / "two"), Job(zero2, resume_from=tmp_path / "whole" / "5"),
+    two, again, from_one = train_in_processes(2, [
+        Job(zero2, tmp_path / "two"), Job(zero2), Job(zero2, resume_from=tmp_path / "whole" / "5"),
     ])
+    assert again == two, "deterministic under a seed"
     assert two == pytest.approx(whole, rel=SAME)
     assert from_one == pytest.approx(whole[1:], rel=SAME)
     assert train_here(plain(), resume_from=tmp_path / "two" / "5") == pytest.approx(whole[1:], rel=SAME)

@@ -97,6 +97,7 @@ VARIANTS = {
     "micro-batches, zero3": ({}, {"sharding": "zero3", "accumulation_steps": 2}),
     "recomputed activations, ddp": ({"gradient_checkpointing": True}, {"sharding": "ddp"}),
     "recomputed activations, zero3": ({"gradient_checkpointing": True}, {"sharding": "zero3"}),
+    "compiled blocks, zero2": ({}, {"sharding": "zero2", "compile": True}),
     "small passes, zero3": ({"max_batch_tokens": 32}, {"sharding": "zero3"}),
 }
 
