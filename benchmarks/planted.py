@@ -14,13 +14,13 @@ Written as raw files for the ordinary path from ingest to the endpoint. It knows
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from llmrec_ray.config import Recipe, validate_recipe
 
@@ -55,6 +55,11 @@ class PlantedSize:
     verbs: int = len(VERBS)
     places: int = len(PLACES)
 
+    @property
+    def items(self) -> int:
+        """How many items there are."""
+        return self.people * (self.warm + 2 * self.held_out)
+
 
 SMALL = PlantedSize(people=12, warm=12, held_out=3, fans=3)
 """Seconds of training for a real small encoder."""
@@ -77,13 +82,13 @@ def write_planted(folder: Path, size: PlantedSize, *, seed: int = 0) -> Planted:
     items: list[dict[str, str]] = []
     events: list[dict[str, Any]] = []
     doers, likes = {}, {}
-    for number, doer in enumerate(PEOPLE[: size.people]):
+    ids_of = np.array_split([f"i{item:04}" for item in generator.permutation(size.items)], size.people)
+    for number, (doer, ids) in enumerate(zip(PEOPLE, ids_of, strict=False)):
         texts = _sentences_of(doer, size, generator)
-        ids = [f"i{number}{place:03}" for place in range(len(texts))]
         items += [{"what": item, "sentence": text} for item, text in zip(ids, texts, strict=True)]
         doers |= dict.fromkeys(ids, doer)
         for fan in range(size.fans):
-            user = f"u{number}{fan:02}"
+            user = f"u{number:02}{fan:02}"
             likes[user] = doer
             events += _history(user, fan, ids, size, generator)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +148,7 @@ def _sentences_of(doer: str, size: PlantedSize, generator: np.random.Generator) 
 
 
 def _history(
-    user: str, fan: int, ids: Sequence[str], size: PlantedSize, generator: np.random.Generator
+    user: str, fan: int, ids: NDArray[np.str_], size: PlantedSize, generator: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Every warm item in random order, then this fan's validation item, then the test item."""
     warm = [ids[place] for place in generator.permutation(size.warm)]

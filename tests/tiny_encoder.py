@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,11 @@ DECODERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def write_tiny_encoder(folder: Path, *, hidden_size: int = 32, layers: int = 2, seed: int = 0) -> Path:
+def write_tiny_encoder(
+    folder: Path, *, hidden_size: int = 32, layers: int = 2, seed: int = 0, words: Sequence[str] = WORDS
+) -> Path:
     """Save a BERT model, config and tokenizer as Hugging Face does; returns the folder."""
-    tokenizer = _train_wordpiece()
+    tokenizer = _train_wordpiece(words)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=2 * hidden_size, max_position_embeddings=64,
@@ -47,7 +49,7 @@ def write_tiny_encoder(folder: Path, *, hidden_size: int = 32, layers: int = 2, 
 
 def write_tiny_mpnet(folder: Path, *, seed: int = 0) -> Path:
     """The same for MPNet, whose blocks return tuples and share a table of relative positions."""
-    tokenizer = _train_wordpiece()
+    tokenizer = _train_wordpiece(WORDS)
     config = MPNetConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
@@ -85,11 +87,11 @@ def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, config: Any, seed: i
     return folder
 
 
-def _train_wordpiece() -> PreTrainedTokenizerFast:
+def _train_wordpiece(words: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(WORDS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL))
+    tokenizer.train_from_iterator(words, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
