@@ -120,15 +120,16 @@ def test_rows_are_kept_by_id_and_newcomers_have_none(start, later, after, tiny_e
             np.testing.assert_array_equal(kept, weights[f"{table}.weight"][old.row(id_)] if id_ in old else 0.0 * kept)
     assert GONE_ITEM not in later.items and GONE_USER not in later.users and NEW_WHITE not in start.items
     assert later.items.row("i012") != start.items.row("i012"), "rows have shifted"
-    for name in weights.keys() - {"items.ids.weight", "users.users.weight", "items.biases.weight"}:
+    for name in weights.keys() - {"items.ids.weight", "users.users.weight", ITEM_BIASES}:
         np.testing.assert_array_equal(initial[name], weights[name], err_msg=name)
 
 
 def test_a_new_items_bias_is_that_of_an_old_one_as_popular(start, later, after, tiny_encoder):
     counts = np.bincount(later.histories("train").item_rows, minlength=len(later.items))
-    start.model.items.biases.weight.data = 0.5 + torch.from_numpy(start.signals["popularity"].log_counts).float()
-    biases = inputs_from(start, plain(after, tiny_encoder), later).initial["items.biases.weight"]
-    start.model.items.biases.weight.data.zero_()
+    parameter = start.model.get_parameter(ITEM_BIASES)
+    parameter.data = 0.5 + torch.from_numpy(start.signals["popularity"].log_counts).float()
+    biases = inputs_from(start, plain(after, tiny_encoder), later).initial[ITEM_BIASES]
+    parameter.data.zero_()
     old = later.items.rows(start.items)
     np.testing.assert_array_equal(biases[old[old >= 0]], 0.5 + start.signals["popularity"].log_counts[old >= 0])
     kept = [row for row, item in enumerate(later.items) if item in start.items and counts[row]]
