@@ -18,6 +18,7 @@ import ray
 import ray.cloudpickle
 import ray.train
 import yaml
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.cli.main import run
@@ -27,6 +28,7 @@ from llmrec_ray.errors import CorruptArtifactError, ModelSourceError, TrainingEr
 from llmrec_ray.model import TrainingModule, Windows
 from llmrec_ray.train import TrainingInputs, run_training
 from llmrec_ray.train.reports import Reports
+from llmrec_ray.train.run import _open_run
 from tests.boards import board_recipe
 from tests.full_disk import fill, need_namespaces, try_on_small_disk
 from tests.test_cli import package_logging_as_before  # noqa: F401  (used by all tests)
@@ -126,13 +128,13 @@ def test_a_folder_that_a_workers_machine_lacks_is_named_with_the_machine():
     )
 
 
-def test_a_damaged_record_of_checkpoints_is_refused_before_resuming(tmp_path, ray_session):
-    recipe, run = deterministic_recipe(sharding="none", num_workers=1, epochs=1), tmp_path / "run"
-    run_training(recipe, inputs_of_board(), str(run))
-    record = run / "checkpoint_manager_snapshot.json"
-    record.write_text(record.read_text()[:50])
+def test_a_damaged_record_of_checkpoints_is_refused_before_resuming(tmp_path):
+    _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=False)
+    _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=True)
+    record = tmp_path / "run" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    record.write_text('{"ray_version": "2.60.0", "checkpoint_res')
     with pytest.raises(CorruptArtifactError) as caught:
-        run_training(recipe, inputs_of_board(), str(run), resume=True)
+        _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=True)
     assert str(caught.value) == (
         f"{record}, the record of the run's checkpoints, is damaged: train anew without --resume."
     )
