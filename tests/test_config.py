@@ -55,7 +55,7 @@ def test_a_bad_value_is_shown_with_its_key():
 
 
 def test_rules_across_fields_name_the_remedy():
-    assert "set train.sharding to ddp, zero1, zero2 or zero3, or train.num_workers to 1" in refusal("train.sharding=none")
+    assert "train.sharding to ddp, zero1, zero2 or zero3, or train.num_workers to 1" in refusal("train.sharding=none")
     assert "set data.min_user_interactions to 3 or more" in refusal("data.min_user_interactions=2")
     assert "describe data.items, or set fusion.item_vector to id" in refusal("data.items=null")
 

@@ -137,7 +137,7 @@ def test_the_neural_score_is_one_dot_product_with_the_bias_inside(text, historie
     assert catalogue.shape == (N_ITEMS, 9)
     assert users.shape == (6, 9)
     assert catalogue.dtype == users.dtype == np.float32
-    np.testing.assert_allclose(catalogue[:, -1], model.items.biases.detach().numpy())
+    np.testing.assert_allclose(catalogue[:, -1], model.items.biases.weight.detach().numpy())
     np.testing.assert_array_equal(users[:, -1], 1.0)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import llmrec_ray.train.sharding
 from llmrec_ray.config import Recipe
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.signals import center, to_text_space
@@ -145,6 +146,7 @@ def _text_vectors(generator: np.random.Generator) -> FloatArray:
 
 def _main() -> None:
     torch.distributed.init_process_group("gloo")
+    llmrec_ray.train.sharding.WHOLE_BELOW_NUMBERS = 0  # tiny weights are sharded too, as large ones would be
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     losses = [
         Job(Recipe.model_validate_json(recipe), folder and Path(folder), resume_from and Path(resume_from)).run(

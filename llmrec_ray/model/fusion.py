@@ -51,8 +51,9 @@ class FusionRecommender(nn.Module):
         Uniform negatives make log popularity the bias that training would find; starting there also gives
         items that train never shows a bias below all others and a vector that is their text alone.
         """
-        self.items.biases.copy_(torch.log1p(item_counts.to(self.items.biases.dtype)))
-        self.items.biases.sub_(self.items.biases.mean())
+        biases = self.items.biases.weight
+        biases.copy_(torch.log1p(item_counts.to(biases.dtype)))
+        biases.sub_(biases.mean())
         if self.items.ids is not None:
             self.items.ids.weight[item_counts == 0] = 0.0
 
@@ -63,7 +64,8 @@ class FusionRecommender(nn.Module):
 
     def item_biases(self, item_rows: Tensor) -> Tensor:
         """[M] what is added to the dot product."""
-        return self.items.biases[item_rows]
+        biases: Tensor = self.items.biases(item_rows)
+        return biases
 
     def text_item_vectors(self, text_BT: Tensor) -> Tensor:
         """[B, D] vectors of things that have a text and no row, such as a query. Needs `reads_text`."""

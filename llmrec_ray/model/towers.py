@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ItemTower", "ItemVector", "NcfHead", "UserTower"]
+__all__ = ["ItemBiases", "ItemTower", "ItemVector", "NcfHead", "UserTower"]
 
 ID_STD = 0.02
 
@@ -30,7 +30,7 @@ class ItemTower(nn.Module):
         assert kind == "id" or text_size, f"item vectors of kind {kind!r} need text vectors. This is a bug."
         self.ids = nn.Embedding(n_items, size) if kind != "text" else None
         self.text = nn.Linear(text_size, size, bias=False) if kind != "id" and text_size else None
-        self.biases = nn.Parameter(torch.zeros(n_items))
+        self.biases = ItemBiases(n_items)
         if self.ids is not None:
             nn.init.normal_(self.ids.weight, std=ID_STD)
 
@@ -41,6 +41,18 @@ class ItemTower(nn.Module):
             assert text_MT is not None, "this item tower reads text vectors. This is a bug."
             vectors.append(self.text(text_MT))
         return torch.stack(vectors).sum(dim=0)
+
+
+class ItemBiases(nn.Module):
+    """One number per item. A module of its own, since ZeRO-3 gathers a weight when its module is called."""
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_items))
+
+    def forward(self, item_rows: Tensor) -> Tensor:
+        """[M]."""
+        return self.weight[item_rows]
 
 
 class UserTower(nn.Module):
@@ -129,8 +141,7 @@ class NcfHead(nn.Module):
         layer = functional.relu(self.user(user_BD)[:, None, :] + self.item(item_BCD))
         for linear in self.hidden:
             layer = functional.relu(linear(layer))
-        product = ((user_BD * self.product.weight)[:, None, :] * item_BCD).sum(dim=-1)
-        score: Tensor = product + self.join(layer).squeeze(-1)
+        score: Tensor = (self.product(user_BD[:, None, :] * item_BCD) + self.join(layer)).squeeze(-1)
         return score
 
 

@@ -25,7 +25,7 @@ from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["center_of", "initial_weights", "open_start", "with_encoder_of"]
 
-ITEM_ROWS, ITEM_BIASES, USER_ROWS = "items.ids.weight", "items.biases", "users.users.weight"
+ITEM_ROWS, ITEM_BIASES, USER_ROWS = "items.ids.weight", "items.biases.weight", "users.users.weight"
 MODEL_FIELDS = (
     "model.embedding_size", "model.time_constants", "model.user_embedding", "model.ncf_hidden", "fusion.item_vector",
 )
