@@ -23,7 +23,7 @@ TINY = PlantedSize(people=6, warm=24, held_out=4, fans=4, verbs=4, places=3)
 RATES: dict[str, dict[str, float]] = {  # chosen on the validation split
     "frozen": {},
     "top_layers": {"top_layers": 1, "learning_rate": 1e-3},
-    "lora": {"learning_rate": 2e-3},
+    "lora": {"learning_rate": 3e-3},
     "full": {"learning_rate": 1e-3, "layer_decay": 0.3},
 }
 
@@ -44,7 +44,10 @@ def tiny_recipe(planted, encoder: Path, mode: str, sharding: str = "zero2") -> R
     return planted_recipe(
         planted.folder, mode,
         encoder={"model": str(encoder), "max_batch_tokens": 8192, **RATES[mode]},
-        train={"batch_size": 4, "epochs": 12, "patience": 12, "learning_rate": 4e-3, "sharding": sharding},
+        train={
+            "batch_size": 4, "epochs": 16, "patience": 16, "learning_rate": 4e-3, "warmup_steps": 40,
+            "sharding": sharding,
+        },
         serve={"port": free_port()},
     )
 
