@@ -18,6 +18,7 @@ from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import catalogue_vectors, user_matrix
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.train.checkpoint import Checkpoint
+from llmrec_ray.train.engine import TorchEngine, Unstepped
 from llmrec_ray.train.inputs import LateFusion, build_module
 from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.optimizer import learning_rate_scale, make_optimizer
@@ -110,6 +111,16 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(at, tmp_path):
     resumed = train_here(recipe, tmp_path / "resumed", resume_from=tmp_path / "whole" / str(at))
     assert resumed == whole[at:]
     assert_same_state(tmp_path / "whole" / "15", tmp_path / "resumed" / "15")
+
+
+def test_an_optimizer_goes_on_where_its_parameters_are():
+    """Fused AdamW on a GPU follows the address of every tensor of its state, the number of steps included."""
+    recipe, inputs = plain(), inputs_of_board()
+    module = build_module(recipe, inputs, inputs.windows(recipe)).to("meta")
+    optimizer = make_optimizer(module, recipe, ALONE.device)
+    TorchEngine(module, optimizer, recipe, ALONE, Unstepped(module))
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    assert len(states) == 3 * len(list(module.parameters())) and {tensor.device.type for tensor in states} == {"meta"}
 
 
 def test_checkpoints_within_an_epoch_do_not_change_training(tmp_path):

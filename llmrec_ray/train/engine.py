@@ -134,7 +134,7 @@ class TorchEngine:
     def _restore(self, saved: SavedState) -> None:
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(saved.steps)),
+                "step": torch.tensor(float(saved.steps), device=parameter.device),  # fused AdamW reads it there
                 **{kind: saved.read(kind, name).view_as(parameter).to(parameter.device) for kind in MOMENTS},
             }
 

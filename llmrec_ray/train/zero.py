@@ -110,7 +110,7 @@ class ZeroEngine:
         )
         for partition in partitions:
             self._optimizer.optimizer.state[partition] = {
-                "step": torch.tensor(float(steps)),
+                "step": torch.tensor(float(steps), device=partition.device),  # fused AdamW reads it there
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
         if not self._shards_weights:
