@@ -88,6 +88,9 @@ def test_rules_across_fields_name_the_remedy():
     (["encoder.layer_decay=0.9"],
      "encoder: layer_decay is about training the encoder, but encoder.tuning is frozen: leave it out, or set "
      "tuning to top_layers, lora or full"),
+    (["encoder.gradient_share=0.5"],
+     "encoder: gradient_share is about training the encoder, but encoder.tuning is frozen: leave it out, or set "
+     "tuning to top_layers, lora or full"),
     (["encoder.lora_targets=[q_proj]", "encoder.tuning=full"],
      "encoder: lora_targets is given, but encoder.tuning is full: leave it out, or set tuning to lora"),
     (["encoder.item_prompt=Represent this"],

@@ -222,8 +222,12 @@ class EncoderConfig(Section):
 
     @model_validator(mode="after")
     def _check_tuning(self) -> EncoderConfig:
-        if self.tuning == "frozen" and (self.gradient_checkpointing or self.layer_decay < 1.0):
-            name = "gradient_checkpointing" if self.gradient_checkpointing else "layer_decay"
+        given = {
+            "gradient_checkpointing": self.gradient_checkpointing, "layer_decay": self.layer_decay < 1.0,
+            "gradient_share": self.gradient_share < 1.0,
+        }
+        if self.tuning == "frozen" and any(given.values()):
+            name = next(name for name, is_given in given.items() if is_given)
             raise ValueError(
                 f"{name} is about training the encoder, but encoder.tuning is frozen: leave it out, or set tuning to "
                 "top_layers, lora or full"
