@@ -217,7 +217,7 @@ def test_a_checkpoint_that_is_damaged_or_lacks_a_shard_is_refused(tmp_path):
         Checkpoint(tmp_path / "5")
     assert str(caught.value) == (
         f"The checkpoint in {tmp_path / '5'} lacks a part of weight model.items.ids.weight: a worker's shard is "
-        "missing. Remove the folder to resume from an earlier one, or train anew without --resume."
+        "missing. Restore it, or train anew without --resume."
     )
     second.write_bytes(whole)
     assert Checkpoint(tmp_path / "5").steps == 5 and first.exists()

@@ -105,8 +105,7 @@ class Checkpoint:
                 pieces = json.loads(shard.metadata()[HEADER])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
-                f"The checkpoint file {path} cannot be read ({error}): remove its folder to resume from an earlier "
-                "one, or train anew without --resume."
+                f"The checkpoint file {path} cannot be read ({error}): restore it, or train anew without --resume."
             ) from None
         for key, (start, size, shape) in pieces.items():
             kind, name = key.split("/", 1)
@@ -122,7 +121,7 @@ class Checkpoint:
             if end != prod(self.shapes[kind, name]):
                 raise CorruptArtifactError(
                     f"The checkpoint in {self.folder} lacks a part of {kind} {name}: a worker's shard is missing. "
-                    "Remove the folder to resume from an earlier one, or train anew without --resume."
+                    "Restore it, or train anew without --resume."
                 )
 
 
@@ -174,8 +173,7 @@ def load_state(folder: Path) -> LoopState:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CorruptArtifactError(
-            f"{folder / STATE} cannot be read ({error}): remove the folder to resume from an earlier checkpoint, or "
-            "train anew without --resume."
+            f"{folder / STATE} cannot be read ({error}): restore it, or train anew without --resume."
         ) from None
     return LoopState(**(state | {"stopping": EarlyStopping(**state["stopping"])}))
 
