@@ -37,9 +37,9 @@ VOICES = ("active", "passive")
 
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "frozen": {"train": {"epochs": 14, "learning_rate": 4e-3}},
-    "top_layers": {"encoder": {"learning_rate": 3e-4}, "train": {"epochs": 6, "learning_rate": 4e-3}},
-    "lora": {"encoder": {"learning_rate": 2e-3}, "train": {"epochs": 6, "learning_rate": 4e-3}},
-    "full": {"encoder": {"learning_rate": 1e-4}, "train": {"epochs": 6, "learning_rate": 4e-3}},
+    "top_layers": {"encoder": {"learning_rate": 3e-4}, "train": {"epochs": 10, "learning_rate": 4e-3}},
+    "lora": {"encoder": {"learning_rate": 2e-3}, "train": {"epochs": 10, "learning_rate": 4e-3}},
+    "full": {"encoder": {"learning_rate": 1e-4}, "train": {"epochs": 10, "learning_rate": 4e-3}},
 }
 """Rates and epochs of each `encoder.tuning` for all-MiniLM-L6-v2, chosen on the validation split."""
 
