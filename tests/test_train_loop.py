@@ -68,7 +68,7 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, half
 def test_biases_and_norms_are_not_decayed_and_every_parameter_is_trained_once():
     recipe, inputs = plain(weight_decay=0.1), inputs_of_board()
     module = build_module(recipe, inputs, inputs.windows(recipe))
-    groups = make_optimizer(module, recipe, ALONE.device).param_groups
+    groups = make_optimizer(module, recipe).param_groups
     decayed, free = sorted(groups, key=lambda group: -group["weight_decay"])
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in free["params"])
@@ -80,7 +80,7 @@ def test_every_block_of_the_encoder_has_its_own_rate(tiny_encoder):
     recipe = plain().model_copy(update={"encoder": EncoderConfig(**encoder)})
     inputs = inputs_for(recipe)
     module = build_module(recipe, inputs, inputs.windows(recipe))
-    groups = make_optimizer(module, recipe, ALONE.device).param_groups
+    groups = make_optimizer(module, recipe).param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     backbone = module.text_source.tuned.backbone
     assert rates[id(backbone.encoder.layer[1].output.dense.weight)] == pytest.approx(1e-3)
@@ -117,7 +117,7 @@ def test_an_optimizer_goes_on_where_its_parameters_are():
     """Fused AdamW on a GPU follows the address of every tensor of its state, the number of steps included."""
     recipe, inputs = plain(), inputs_of_board()
     module = build_module(recipe, inputs, inputs.windows(recipe)).to("meta")
-    optimizer = make_optimizer(module, recipe, ALONE.device)
+    optimizer = make_optimizer(module, recipe)
     TorchEngine(module, optimizer, recipe, ALONE, Unstepped(module))
     states = [tensor for state in optimizer.state.values() for tensor in state.values()]
     assert len(states) == 3 * len(list(module.parameters())) and {tensor.device.type for tensor in states} == {"meta"}
@@ -261,6 +261,19 @@ def test_validation_ranks_the_whole_catalogue_minus_what_the_user_has_seen():
         assert measured["ndcg@10"] == pytest.approx(ndcg(ranks, 10))
         assert measured["hr@10"] == pytest.approx((ranks <= 10).mean())
     assert module.training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_catalogue_is_encoded_in_the_precision_of_the_steps(tiny_encoder, precision):
+    """FlashAttention computes in nothing else, and on a GPU fp32 is many times slower."""
+    recipe = plain(precision=precision)
+    recipe = recipe.model_copy(update={"encoder": EncoderConfig(model=str(tiny_encoder), tuning="full")})
+    inputs, seen = inputs_for(recipe), set()
+    module = build_module(recipe, inputs, inputs.windows(recipe))
+    top = module.text_source.tuned.backbone.encoder.layer[-1].intermediate.dense
+    top.register_forward_hook(lambda _, __, states: seen.add(states.dtype))
+    validate(module, make_engine(module, recipe, ALONE, None), inputs, ALONE, 9, precision)
+    assert seen == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, 1.0), (1.0, None)])

@@ -119,7 +119,10 @@ class _Run:
         self.report(self.state.epochs[-1], self._write)
 
     def _validate(self) -> dict[str, float]:
-        return validate(self.module, self.engine, self.inputs, self.workers, self.recipe.evaluate.batch_users)
+        recipe = self.recipe
+        return validate(
+            self.module, self.engine, self.inputs, self.workers, recipe.evaluate.batch_users, recipe.train.precision
+        )
 
     def _train_steps(self) -> None:
         """Up to the end of the epoch, with a checkpoint every so often. Losses are looked at as rarely as possible,

@@ -7,6 +7,7 @@ Shapes: B users of a batch, N items, T width of a text vector.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,17 +24,20 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 __all__ = ["validate"]
 
 K = 10
+Precision: TypeAlias = Literal["fp32", "bf16"]
 
 
 def validate(
-    module: TrainingModule, engine: Engine, inputs: TrainingInputs, workers: Workers, batch_users: int
+    module: TrainingModule, engine: Engine, inputs: TrainingInputs, workers: Workers, batch_users: int,
+    precision: Precision = "fp32",
 ) -> dict[str, float]:
-    """`ndcg@10` and `hr@10`, and `late_ndcg@10` when a partner signal is given; equal on every worker."""
+    """`ndcg@10` and `hr@10`, and `late_ndcg@10` when a partner signal is given; equal on every worker.
+
+    precision: in which an encoder that trains computes, as in its steps.
+    """
     module.eval()
     model = _on_host(module.model, engine)
-    source = module.text_source
-    texts = source.catalogue(inputs.n_items) if isinstance(source, SharedText) else inputs.text_vectors
-    catalogue = catalogue_vectors(model, texts)
+    catalogue = catalogue_vectors(model, _texts(module, inputs, workers, precision))
     scale = None if inputs.late is None else _score_deviation(model, catalogue, inputs, workers, batch_users)
     totals = np.zeros(4)
     for users, histories in _batches(inputs.histories, workers, batch_users):
@@ -47,6 +51,16 @@ def validate(
     count, gain, hits, late_gain = workers.sum(torch.from_numpy(totals)).tolist()
     metrics = {"ndcg@10": gain / count, "hr@10": hits / count}
     return metrics if inputs.late is None else metrics | {"late_ndcg@10": late_gain / count}
+
+
+def _texts(
+    module: TrainingModule, inputs: TrainingInputs, workers: Workers, precision: Precision
+) -> FloatArray | None:
+    """[N, T] text vectors of the catalogue as they are now."""
+    if not isinstance(module.text_source, SharedText):
+        return inputs.text_vectors
+    with torch.autocast(workers.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return module.text_source.catalogue(inputs.n_items)
 
 
 def _on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
