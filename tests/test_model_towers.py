@@ -44,13 +44,13 @@ def test_training_equals_inference_at_every_position(item_vector, text, historie
     for [batch] in make_windows(histories, LENGTH).epoch(0, seed=0, batch_size=4, negatives=2):
         rows = batch.rows[batch.inputs]
         with torch.no_grad():
-            trained = model.user_vectors_at(items[rows], batch.input_mask, batch.user_rows, LENGTH)
-        for slot in batch.slots.tolist():
+            trained = model.user_vectors_at(items[rows], batch.input_mask, batch.user_rows, LENGTH, batch.slots)
+        for place, slot in enumerate(batch.slots.tolist()):
             b, p = divmod(slot, LENGTH)
             user, inputs = int(batch.user_rows[b]), slice(0, LENGTH + p)
             past = rows[b, inputs][batch.input_mask[b, inputs]].tolist()
             served = user_matrix(model, catalogue, Histories.from_lists([past], [user]))
-            np.testing.assert_allclose(trained[b, p].numpy(), served[0, :-1], atol=1e-5)
+            np.testing.assert_allclose(trained[place].numpy(), served[0, :-1], atol=1e-5)
             compared += 1
     assert compared == histories.lengths.sum()
 
@@ -62,8 +62,10 @@ def test_the_future_is_never_read(text, histories):
     changed = history.clone()
     changed[:, -1] += 100.0
     rows = torch.tensor([0, -1])
-    before = model.user_vectors_at(history, mask, rows, LENGTH)
-    after = model.user_vectors_at(changed, mask, rows, LENGTH)
+    everywhere = torch.arange(2 * LENGTH)
+    before, after = (
+        model.user_vectors_at(items, mask, rows, LENGTH, everywhere).view(2, LENGTH, -1) for items in (history, changed)
+    )
     torch.testing.assert_close(before[:, :-1], after[:, :-1], atol=0, rtol=0)
     assert not torch.allclose(before[:, -1], after[:, -1])
 

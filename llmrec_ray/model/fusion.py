@@ -76,13 +76,14 @@ class FusionRecommender(nn.Module):
     def user_vectors(self, history_BWD: Tensor, mask_BW: Tensor, user_rows: Tensor) -> Tensor:
         """[B, D] user vectors from right-aligned histories (newest last); user row -1 = unknown."""
         vectors: Tensor = self.users(history_BWD, mask_BW, user_rows)
-        return vectors[:, 0]
+        return vectors
 
     def user_vectors_at(
-        self, history_BWD: Tensor, mask_BW: Tensor, user_rows: Tensor, n_positions: int
+        self, history_BWD: Tensor, mask_BW: Tensor, user_rows: Tensor, n_positions: int, slots: Tensor
     ) -> Tensor:
-        """[B, P, D] user vectors after each of the last `n_positions` positions, causal, for training."""
-        vectors: Tensor = self.users(history_BWD, mask_BW, user_rows, n_positions)
+        """[Q, D] user vectors, causal, for training: for each of the `slots` [Q], places in [B, P] flattened, the user
+        after that one of the last `n_positions` positions."""
+        vectors: Tensor = self.users(history_BWD, mask_BW, user_rows, n_positions, slots)
         return vectors
 
     def ncf_scores(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ class TrainingModule(nn.Module):
     def _user_vectors(self, batch: WindowBatch, history_BWD: Tensor) -> Tensor:
         """[Q, D] the user vectors that precede the targets."""
         n_positions = (batch.inputs.shape[1] + 1) // 2
-        users = self.model.user_vectors_at(history_BWD, batch.input_mask, batch.user_rows, n_positions)
-        return users.flatten(end_dim=1)[batch.slots]
+        return self.model.user_vectors_at(
+            history_BWD, batch.input_mask, batch.user_rows, n_positions, batch.slots
+        )
 
     def _dot_losses(
         self, user_QD: Tensor, item_MD: Tensor, bias_M: Tensor, targets: Tensor, negatives: Tensor

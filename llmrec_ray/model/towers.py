@@ -88,17 +88,22 @@ class UserTower(nn.Module):
             nn.init.zeros_(self.users.weight)
 
     def forward(
-        self, history_BWD: Tensor, mask_BW: Tensor, user_rows: Tensor, n_positions: int = 1
+        self, history_BWD: Tensor, mask_BW: Tensor, user_rows: Tensor, n_positions: int = 1,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """[B, P, D]: what is known of the user after each of the last `n_positions` positions.
+        """[B * P, D], or [Q, D] of the `slots` [Q] among them: what is known of each user after each of the last
+        `n_positions` positions.
 
         history_BWD is oldest first; masked positions count as absent, and nothing after a position is read.
         """
-        means = self._means(history_BWD, mask_BW, n_positions)
-        mixed = self.mix(self.dropout(means.flatten(start_dim=2)))
+        means = self._means(history_BWD, mask_BW, n_positions).flatten(start_dim=2).flatten(end_dim=1)
+        if slots is not None:
+            means = functional.embedding(slots, means)
+        mixed = self.mix(self.dropout(means))
         if self.users is not None:
             known = _without(self.users(user_rows.clamp(min=0)), user_rows < 0)
-            mixed = mixed + known[:, None, :]
+            places = torch.arange(len(mixed), device=known.device) if slots is None else slots
+            mixed = mixed + functional.embedding(places // n_positions, known)
         user: Tensor = self.norm(mixed + self.residual(mixed))
         noisy: Tensor = self.dropout(user)
         return noisy

@@ -20,7 +20,7 @@ from llmrec_ray.model.tuning import layer_depths
 __all__ = ["learning_rate_scale", "make_optimizer", "set_learning_rates", "trained_parameters"]
 
 
-def make_optimizer(module: TrainingModule, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(module: TrainingModule, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW in groups of one learning rate and one weight decay each.
 
     The encoder has its own rate, times `layer_decay` for every block below the top; biases and norms are not decayed.
@@ -37,7 +37,7 @@ def make_optimizer(module: TrainingModule, recipe: Recipe, device: torch.device)
             {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ],
-        fused=True if device.type == "cuda" else None,
+        fused=True,
     )
 
 

@@ -22,7 +22,7 @@ WHOLE_BELOW_NUMBERS = 10_000
 
 def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, saved: SavedState | None) -> Engine:
     """The engine of `train.sharding` around a module that has its weights already; `saved` to resume."""
-    optimizer = make_optimizer(module, recipe, workers.device)
+    optimizer = make_optimizer(module, recipe)
     if recipe.sharding not in STAGES:
         return TorchEngine(module, optimizer, recipe, workers, saved)
     os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
