@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,14 @@ from llmrec_ray.embed import lower_states
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.tuned import TextStates, TunedText
-from llmrec_ray.model.tuning import blocks_of, count_parameters, layer_depths, load_tuned, prepare_tuning
+from llmrec_ray.model.tuning import (
+    blocks_of,
+    compile_blocks,
+    count_parameters,
+    layer_depths,
+    load_tuned,
+    prepare_tuning,
+)
 from llmrec_ray.signals import center, to_text_space
 from tests.tiny_encoder import (
     DECODERS,
@@ -202,6 +211,28 @@ def test_gradient_checkpointing_changes_no_gradient_and_runs_blocks_twice(folder
     found = gradients(module, loss_of(module(rows)))
     assert len(calls) == 2 * module.count_micro_batches(rows)
     assert_alike(found, expected, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own look
+@pytest.mark.parametrize("settings", [
+    {"tuning": "lora"}, {"tuning": "full", "gradient_checkpointing": True}, {"tuning": "top_layers"},
+], ids=["lora", "recomputed", "cached states"])
+def test_compiled_blocks_are_compiled_and_those_below_kept_states_do_not_run(folders, settings, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # capture only: no compiler
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    states = lower_states(TEXTS, config_of(folders["qwen3"], **settings), use_ray=False)
+    encoder = TextEncoder.load(folders["qwen3"], config_of(folders["qwen3"], **settings), for_training=True)
+    lowest = next(iter(blocks_of(encoder.backbone)[1].values())).self_attn
+    calls: list[int] = []
+    lowest.register_forward_pre_hook(lambda *_: calls.append(1))
+    compile_blocks(encoder.backbone)
+    prepare_tuning(encoder)
+    module = TunedText(encoder, TEXTS, np.zeros(encoder.vector_size, np.float32), states).train()
+    assert all(gradient.any() for name, gradient in gradients(module, loss_of(module(torch.tensor([0, 4])))).items()
+               if "lora_A" not in name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert bool(calls) == (states is None)
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "qwen3", "gemma3"])

@@ -91,7 +91,8 @@ class _Skipped(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.__dict__ |= {name: value for name, value in vars(block).items() if name not in self.__dict__}
+        own = {*self.__dict__, "forward"}  # a compiled block has its forward among its attributes
+        self.__dict__ |= {name: value for name, value in vars(block).items() if name not in own}
 
     def forward(self, *_: Any, **__: Any) -> tuple[None]:
         return (None,)

@@ -157,9 +157,9 @@ def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) ->
     assert inputs.item_texts is not None, "tuning without texts. This is a bug."
     assert inputs.text_center is not None, "tuning without a centre. This is a bug."
     encoder = TextEncoder.load(resolve_model(recipe.encoder.model), recipe.encoder, for_training=True)
-    prepare_tuning(encoder)
     if recipe.train.compile:
         compile_blocks(encoder.backbone)
+    prepare_tuning(encoder)
     tuned = TunedText(encoder, inputs.item_texts, inputs.text_center, inputs.text_states)
     return SharedText(tuned, inputs.text_vectors, peers, recipe.encoder.gradient_share)
 
