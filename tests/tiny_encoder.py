@@ -59,7 +59,7 @@ def write_tiny_mpnet(folder: Path, *, seed: int = 0) -> Path:
 
 def write_tiny_albert(folder: Path, *, seed: int = 0) -> Path:
     """The same for ALBERT, which has one block for all three layers."""
-    tokenizer = _train_wordpiece()
+    tokenizer = _train_wordpiece(WORDS)
     config = AlbertConfig(
         vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64,
