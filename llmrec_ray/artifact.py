@@ -50,7 +50,7 @@ __all__ = [
     "write_json_atomic",
 ]
 
-ArtifactKind: TypeAlias = Literal["dataset", "vectors", "bundle", "index", "evaluation", "campaign"]
+ArtifactKind: TypeAlias = Literal["dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLURALS = {"index": "indexes", "vectors": "vectors"}

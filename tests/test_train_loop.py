@@ -17,6 +17,7 @@ from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, DataE
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import catalogue_vectors, user_matrix
 from llmrec_ray.ranking import mask_seen, target_ranks
+from llmrec_ray.train import loop
 from llmrec_ray.train.checkpoint import Checkpoint
 from llmrec_ray.train.engine import TorchEngine, Unstepped
 from llmrec_ray.train.inputs import LateFusion, build_module
@@ -165,7 +166,32 @@ def test_a_loss_that_is_not_finite_stops_training_and_says_where():
     message = str(caught.value)
     assert message.startswith("The loss was not finite at step 2 (epoch 1), in a batch with the items row 0, row 1, ")
     assert "row 9 and others; last good checkpoint: none. Lower train.learning_rate (now 1e+30) or " in message
-    assert message.endswith("train.gradient_clip (now 1e+30), or use train.precision=fp32.")
+    assert message.endswith("train.gradient_clip (now 1e+30).")
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, tiny_encoder):
+    encoder = EncoderConfig(model=str(tiny_encoder), tuning="full")
+    recipe = plain(checkpoint_steps=2, precision="bf16").model_copy(update={"encoder": encoder})
+    recorder = Recorder(tmp_path)
+
+    def spoil(metrics, write) -> None:
+        recorder(metrics, write)
+        if metrics["step"] == 7:
+            run.module.model.users.mix.bias.data[0] = float("inf")
+            run._look_at = lambda losses: setattr(run, "state", replace(
+                run.state, step=run.state.step + len(losses), losses=[*run.state.losses, *[0.0] * len(losses)]))
+
+    run = loop._Run(recipe, inputs_for(recipe), ALONE, spoil, None)
+    run.train_epoch()
+    with pytest.raises(TrainingError) as caught:
+        run.train_epoch()
+    message = str(caught.value)
+    assert message.startswith("The weights were not finite at step 9 (epoch 2), in a batch with the items row ")
+    assert message.endswith(
+        "last good checkpoint: step 7. Lower train.learning_rate (now 0.01) or encoder.learning_rate (now 2e-05) or "
+        "train.gradient_clip (now 5), or use train.precision=fp32."
+    )
+    assert not (tmp_path / "9").exists()
 
 
 def test_a_loss_that_is_not_finite_names_the_newest_checkpoint_and_the_items_ids(tmp_path):

@@ -18,7 +18,7 @@ from tests.train_boards import Job, deterministic_recipe, train_here, train_in_p
 SHARDINGS = ("ddp", "zero1", "zero2", "zero3")
 TUNINGS = ("frozen", "top_layers", "lora", "full")
 COMBINATIONS = list(product(SHARDINGS, TUNINGS))
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 STEPS, CHECKPOINT = 15, 4
 SAME = 1e-4
 

@@ -132,7 +132,7 @@ def train_in_processes(n: int, jobs: Sequence[Job]) -> list[list[float]]:
         )
         for rank in range(n)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=120 + 40 * len(jobs))[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     losses: list[list[float]] = json.loads(outputs[0].strip().splitlines()[-1])
     return losses

@@ -65,12 +65,20 @@ class _Reader:
         self.encoder = TextEncoder.load(resolve_model(config.model), config, for_training=True).to(device)
         self.block = first_of_top_layers(self.encoder.backbone, config.top_layers)
 
+    def _autocast(self) -> torch.autocast:
+        """FlashAttention computes in bf16 only."""
+        flash = self.encoder.config.attention == "flash_attention_2"
+        return torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=flash)
+
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, FloatArray]]:
         """Place of a text, and its states [tokens, H] float32, for every text that is not empty."""
         tokens, lengths = self.encoder.tokens.tokenize(texts)
         for batch in token_budget_batches(lengths, self.encoder.config.max_batch_tokens):
             parts = tokens[batch, : int(lengths[batch].max())], lengths[batch]
-            states = read_states(self.encoder.backbone, self.block, *(part.to(self.encoder.device) for part in parts))
+            with self._autocast():
+                states = read_states(
+                    self.encoder.backbone, self.block, *(part.to(self.encoder.device) for part in parts)
+                )
             for place, own in zip(batch.tolist(), states.float().cpu(), strict=True):
                 yield place, own[: int(lengths[place])].numpy()
 

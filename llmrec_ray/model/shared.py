@@ -71,11 +71,11 @@ class SharedText(nn.Module):
     def catalogue(self, n_items: int) -> FloatArray:
         """[N, T] float32 of the whole catalogue on the host, as the encoder is now; all workers must call it."""
         size = CATALOGUE_CHUNK * self.peers.world_size
-        chunks = [self._encode(rows, rows) for rows in torch.split(torch.arange(n_items), size)]
-        vectors = torch.cat(chunks).float()
+        chunks = [self._encode(rows, rows).float().cpu() for rows in torch.split(torch.arange(n_items), size)]
+        vectors = torch.cat(chunks)
         if self.table is not None:
             self.table.copy_(vectors)
-        return vectors.cpu().numpy()
+        return vectors.numpy()
 
     def _drawn(self, step_rows: Tensor, seed: int) -> Tensor:
         """The items that are encoded in this step; the first one always, so that a step never trains nothing."""

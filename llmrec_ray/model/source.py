@@ -40,8 +40,10 @@ def resolve_model(name: str) -> Path:
     `open_artifact` raises for a Bundle.
     """
     if "://" in name:
-        bundle, _, part = name.rstrip("/").rpartition("/")
-        return _checked_folder(open_artifact(bundle, "bundle", verify=False).path / part, name)
+        parent, _, part = name.rstrip("/").rpartition("/")
+        if part.startswith("encoder-"):
+            return _checked_folder(open_artifact(name, "encoder", verify=False).path, name)
+        return _checked_folder(open_artifact(parent, "bundle", verify=False).path / part, name)
     if Path(name).is_dir():
         return _checked_folder(Path(name), name)
     if not _is_hub_name(name):

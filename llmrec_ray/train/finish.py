@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from llmrec_ray.artifact import Artifact, Workspace, remove_artifact
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact, remove_artifact
 from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
 from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
+from llmrec_ray.embed import embed
 from llmrec_ray.errors import CorruptArtifactError, DiskFullError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import FusionRecommender, catalogue_vectors
@@ -42,7 +43,7 @@ from llmrec_ray.train.inputs import TrainingInputs, build_recommender
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
 from llmrec_ray.train.warm import center_of, with_encoder_of
-from llmrec_ray.types import FloatArray
+from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["TextSpace", "train_bundle"]
 
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 SELECTION_K = 10
 MAX_VALIDATION_SCORES = 50_000_000
 CHECKED_USERS = 8
+CHECKED_TEXTS = 32
+LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.99, "int8": 0.95}
+MOST_NDCG_CHANGE = 0.005
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,11 @@ def train_bundle(
     inputs = TrainingInputs.of(started, dataset, _vectors(text), _center(text), start=start)
     trained = run_training(started, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
     raw = None if raw_text is None or text is None else (raw_text, text.center)
-    scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained)
+    scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained, workspace)
     parents = {"dataset": dataset.id} | ({} if start is None else {"bundle": start.id})
     artifact = _keep(workspace, replace(parts, recipe=recipe), parents, metrics)
     try:
-        _check_reloaded(artifact, scorer, dataset)
+        _check_reloaded(Bundle.open(artifact.uri), scorer, recipe, dataset, trained)
     except CorruptArtifactError:
         remove_artifact(artifact)
         raise
@@ -127,14 +131,17 @@ def _fit_signals(recipe: Recipe, dataset: Dataset) -> dict[str, Signal]:
 
 def _assemble(
     recipe: Recipe, dataset: Dataset, raw: tuple[FloatArray, FloatArray] | None, signals: dict[str, Signal],
-    trained: TrainedModel,
+    trained: TrainedModel, workspace: Workspace,
 ) -> tuple[Scorer, BundleParts, dict[str, Any]]:
     """`raw`: the catalogue's raw text vectors and the centre that training subtracted."""
     text_size = None if raw is None else raw[0].shape[1]
     model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
     model.load_state_dict(trained.model_state)
-    text, encoder, change = (None, None, {}) if raw is None else _texts(recipe, dataset, *raw, trained, model)
-    if text is not None:
+    text: TextSpace | None = None
+    encoder: AnyEncoder | None = None
+    change: dict[str, Any] = {}
+    if raw is not None:
+        text, encoder, change = _texts(recipe, dataset, *raw, trained, model, workspace)
         signals = signals | {"text": TextCosine(text.vectors)}
     vectors = _vectors(text)
     item_vectors = catalogue_vectors(model, vectors)
@@ -161,19 +168,33 @@ def _center(text: TextSpace | None) -> FloatArray | None:
 
 def _texts(
     recipe: Recipe, dataset: Dataset, raw: FloatArray, middle: FloatArray, trained: TrainedModel,
-    model: FusionRecommender,
+    model: FusionRecommender, workspace: Workspace,
 ) -> tuple[TextSpace, AnyEncoder, dict[str, Any]]:
     """The catalogue by the trained encoder, the encoder that is served with its centre, and what int8 changed.
 
     The catalogue keeps the vectors that training read: they are there already, and int8 ones would only be worse.
     """
     encoder = _encoder(recipe, trained)
-    raw = encoder.encode(dataset.item_texts) if trained.encoder_state else raw
+    raw = _embed_by(encoder, recipe, dataset, workspace) if trained.encoder_state else raw
     text = TextSpace(middle, to_text_space(raw, middle))
     if recipe.encoder.precision != "int8":
         return text, encoder, {}
     kept = quantize_text(encoder, model, dataset, _validation_users(recipe, dataset), raw, middle)
     return TextSpace(kept.center, text.vectors), kept.encoder, {"int8_encoder": kept.change}
+
+
+def _embed_by(encoder: TextEncoder, recipe: Recipe, dataset: Dataset, workspace: Workspace) -> FloatArray:
+    """The catalogue by a tuned encoder, which actors on any machine find in the workspace while it lasts."""
+    config = recipe.encoder.model_dump(mode="json")
+    artifact = create_artifact(workspace.root("encoder"), "encoder", encoder.save, config=config)
+    precision = "fp32" if recipe.encoder.precision == "int8" else recipe.encoder.precision
+    model = str(artifact.path) if workspace.is_local else artifact.uri
+    try:
+        return embed(
+            dataset.item_texts, recipe.encoder.model_copy(update={"model": model, "precision": precision}), workspace
+        )
+    finally:
+        remove_artifact(artifact)
 
 
 def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
@@ -237,14 +258,53 @@ def _metrics(trained: TrainedModel, fusion: _Fusion) -> dict[str, Any]:
     }
 
 
-def _check_reloaded(artifact: Artifact, scorer: Scorer, dataset: Dataset) -> None:
-    """Open what was written, every hash verified, and compare its scores with those of the trained objects."""
-    bundle = Bundle.open(artifact.uri)
+def _check_reloaded(
+    bundle: Bundle, scorer: Scorer, recipe: Recipe, dataset: Dataset, trained: TrainedModel
+) -> None:
+    """Compare what was written and opened again, every hash verified, with what was trained: scores with those in
+    memory, the encoder with the catalogue's vectors, and the ranking with the one that the workers measured."""
     histories = dataset.histories("train").select(slice(0, CHECKED_USERS))
     in_memory = scorer.score_all(histories)
     for name, scores in bundle.score_all(histories).items():
         if not np.array_equal(scores, in_memory[name], equal_nan=True):
             raise CorruptArtifactError(
-                f"The Bundle {artifact.uri} scores {name} differently from the model that was trained: the disk or "
+                f"The Bundle {bundle.uri} scores {name} differently from the model that was trained: the disk or "
                 "the library versions cannot be trusted; train again."
             )
+    _check_encoder(bundle, dataset)
+    _check_ranking(bundle, recipe, dataset, trained)
+
+
+def _check_encoder(bundle: Bundle, dataset: Dataset) -> None:
+    rows = [row for row, text in enumerate(dataset.item_texts) if text][:CHECKED_TEXTS]
+    if bundle.text_vectors is None or bundle.text_center is None or not rows:
+        return
+    raw = bundle.load_encoder().encode([dataset.item_texts[row] for row in rows])
+    cosine = (to_text_space(raw, bundle.text_center) * bundle.text_vectors[rows]).sum(axis=1).mean()
+    if cosine < LEAST_COSINE[bundle.recipe.encoder.precision]:
+        raise CorruptArtifactError(
+            f"The encoder of the Bundle {bundle.uri} gives other vectors than those of its catalogue (mean cosine "
+            f"{cosine:.4f} over {len(rows)} texts): what was trained was not put together rightly; train again."
+        )
+
+
+def _check_ranking(bundle: Bundle, recipe: Recipe, dataset: Dataset, trained: TrainedModel) -> None:
+    users = _validation_users(recipe, dataset)
+    if len(users) < len(dataset.users):
+        return
+    seen = dataset.histories("train")
+    ranks = [
+        target_ranks(mask_seen(bundle.user_vectors(part) @ bundle.item_vectors.T, part), targets)
+        for part, targets in _in_batches(seen, dataset.targets("validation"), recipe.evaluate.batch_users)
+    ]
+    found, measured = ndcg(np.concatenate(ranks), SELECTION_K), trained.best["ndcg@10"]
+    if abs(found - measured) > MOST_NDCG_CHANGE:
+        raise CorruptArtifactError(
+            f"The Bundle {bundle.uri} ranks with validation NDCG@10 {found:.4f}, but the workers measured "
+            f"{measured:.4f} for the same weights: what was trained was not put together rightly; train again."
+        )
+
+
+def _in_batches(seen: Histories, targets: IntArray, size: int) -> Iterator[tuple[Histories, IntArray]]:
+    for start in range(0, len(seen), size):
+        yield seen.select(slice(start, start + size)), targets[start : start + size]

@@ -135,6 +135,8 @@ class _Run:
             due = train.checkpoint_steps is not None and step % train.checkpoint_steps == 0 and step < last
             if due or step == last or not self._checked:
                 self._look_at(losses)
+                if due or step == last:
+                    self._check_weights()
                 losses, self._checked = [], True
             if due:
                 self.report(self._progress(), self._write)
@@ -164,21 +166,26 @@ class _Run:
             self.state, step=self.state.step + len(losses), losses=[*self.state.losses, *values.tolist()]
         )
 
-    def _not_finite(self, place: int) -> TrainingError:
-        state, train = self.state, self.recipe.train
+    def _not_finite(self, place: int, what: str = "loss was") -> TrainingError:
+        """Of the step `place` after those whose losses are known."""
+        state, train, encoder = self.state, self.recipe.train, self.recipe.encoder
+        done = len(state.losses) + place
         [batch] = next(self.windows.epoch(
-            state.epoch, seed=self.recipe.seed, batch_size=train.batch_size, negatives=train.negatives,
-            first_step=len(state.losses) + place,
+            state.epoch, seed=self.recipe.seed, batch_size=train.batch_size, negatives=train.negatives, first_step=done
         ))
         rows = batch.rows[torch.unique(batch.targets)]
         items = ", ".join(self.inputs.item_id(int(row)) for row in rows[:NAMED_ITEMS])
-        since = len(state.losses) % train.checkpoint_steps if train.checkpoint_steps else len(state.losses)
-        kept = state.step - since
+        kept = state.step - len(state.losses) + (done - done % train.checkpoint_steps if train.checkpoint_steps else 0)
+        remedies = [f"train.learning_rate (now {train.learning_rate:g})"]
+        if encoder.tuning != "frozen":
+            remedies.append(f"encoder.learning_rate (now {encoder.learning_rate:g})")
+        remedies.append(f"train.gradient_clip (now {train.gradient_clip:g})")
+        precision = ", or use train.precision=fp32" if train.precision == "bf16" else ""
         return TrainingError(
-            f"The loss was not finite at step {state.step + place + 1} (epoch {state.epoch + 1}), in a batch with the "
+            f"The {what} not finite at step {state.step + place + 1} (epoch {state.epoch + 1}), in a batch with the "
             f"items {items}{' and others' if len(rows) > NAMED_ITEMS else ''}; last good checkpoint: "
-            f"{f'step {kept}' if kept else 'none'}. Lower train.learning_rate (now {train.learning_rate:g}) or "
-            f"train.gradient_clip (now {train.gradient_clip:g}), or use train.precision=fp32."
+            f"{f'step {kept}' if kept or self.inputs.initial is not None else 'none'}. Lower "
+            f"{' or '.join(remedies)}{precision}."
         )
 
     def _finish_epoch(self, epoch: int, measured: dict[str, float]) -> None:
@@ -191,6 +198,15 @@ class _Run:
     def _progress(self) -> dict[str, float]:
         """Metrics of a checkpoint within an epoch: no score, so that it is kept only while it is the newest."""
         return {"step": self.state.step, "loss": self.state.losses[-1], SELECTION: NOT_SCORED}
+
+    def _check_weights(self) -> None:
+        """Raise TrainingError before weights that are not finite become a checkpoint: a loss shows it a step later."""
+        bad = [
+            piece.name for piece in self.engine.pieces()
+            if piece.kind == WEIGHT and not bool(torch.isfinite(piece.values).all())
+        ]
+        if float(self.workers.sum(torch.tensor([float(len(bad))]))):
+            raise self._not_finite(-1, "weights were")
 
     def _write(self, folder: Path) -> None:
         save_shard(folder, self._pieces(), self.workers.rank, self.workers.world_size)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 from pyarrow import fs as pafs
@@ -42,8 +43,11 @@ logger = logging.getLogger(__name__)
 
 SECTIONS_THAT_MATTER = ("seed", "encoder", "model", "train", "fusion")
 FREE_TO_CHANGE = {
-    "num_workers", "min_workers", "sharding", "offload", "accumulation_steps", "use_gpu", "patience", "max_failures",
-    "checkpoint_steps", "compile",
+    "train": {
+        "num_workers", "min_workers", "sharding", "offload", "accumulation_steps", "use_gpu", "patience",
+        "max_failures", "checkpoint_steps", "compile",
+    },
+    "encoder": {"max_batch_tokens", "gradient_checkpointing", "cached_states_gb", "num_actors", "attention"},
 }
 MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.tuned.backbone."
 RAYS_RECORD = "checkpoint_manager_snapshot.json"
@@ -86,7 +90,8 @@ def run_training(
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
     Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from
-    its last checkpoint, also with other workers, sharding or patience; nothing else may differ.
+    its last checkpoint, also with other workers, another sharding, or settings that only cost memory or time; nothing
+    else may differ.
 
     Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
     ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
@@ -217,11 +222,12 @@ def _check_cluster(recipe: Recipe) -> None:
 def _identity(recipe: Recipe, inputs: TrainingInputs, data_id: str) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
     tree = recipe.model_dump(mode="json", include=set(SECTIONS_THAT_MATTER))
-    tree["train"] = {key: value for key, value in tree["train"].items() if key not in FREE_TO_CHANGE}
+    for section, free in FREE_TO_CHANGE.items():
+        tree[section] = {key: value for key, value in tree[section].items() if key not in free}
     if inputs.start_id:  # the Bundle may have moved; its encoder is a part of it
         tree["train"]["warm_start"] = inputs.start_id
         tree["encoder"]["model"] = "of the Bundle" if recipe.fusion.item_vector != "id" else recipe.encoder.model
-    vectors = b"" if inputs.text_vectors is None else inputs.text_vectors.tobytes()
+    vectors = b"" if inputs.text_vectors is None else np.ascontiguousarray(inputs.text_vectors).data
     return {"recipe": tree, "dataset": data_id, "text_vectors": hashlib.sha256(vectors).hexdigest()[:16]}
 
 
