@@ -150,7 +150,9 @@ def _run_dir(folder: Path, trial_id: str) -> str:
 
 def _trial_recipe(recipe: Recipe) -> Recipe:
     """A trial trains `tune.epochs` epochs; ASHA, not patience, ends it early."""
-    train = recipe.train.model_copy(update={"epochs": recipe.tune.epochs, "patience": recipe.tune.epochs})
+    train = recipe.train.model_copy(update={
+        "epochs": recipe.tune.epochs, "patience": recipe.tune.epochs, "checkpoint_steps": None,
+    })
     return recipe.model_copy(update={"train": train})
 
 
