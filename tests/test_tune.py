@@ -26,7 +26,7 @@ def dataset(tmp_path) -> Dataset:
 
 def small(folder: Path, **tune_section: object):
     return board_recipe(
-        folder, fusion={"item_vector": "id"}, train={"num_workers": 1, "sharding": "none"},
+        folder, fusion={"item_vector": "id"}, train={"num_workers": 1, "sharding": "none", "checkpoint_steps": 1},
         tune={"trials": 2, "epochs": 3, "grace_epochs": 1, "max_concurrent": 1, **tune_section},
     )
 
