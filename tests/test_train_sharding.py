@@ -32,8 +32,8 @@ def test_auto_replicates_for_a_frozen_encoder_and_shards_for_one_that_trains(ove
     (["train.batch_size=3", "train.accumulation_steps=2"], "batch_size 3 is less than num_workers x accumulation_steps "
      "(2 x 2), so some would never have work: raise train.batch_size"),
     (["train.min_workers=3"], "min_workers 3 is above num_workers 2: lower train.min_workers"),
-    (["train.offload=optimizer"], "train.offload optimizer needs DeepSpeed, but the sharding is ddp: set "
-     "train.sharding to zero1, zero2 or zero3, or train.offload to none"),
+    (["train.offload=optimizer"], "train.offload optimizer needs DeepSpeed, but the sharding is ddp (auto, "
+     "for a frozen encoder): set train.sharding to zero1, zero2 or zero3, or train.offload to none"),
     (["train.offload=all", "encoder.tuning=full"], "train.offload all moves sharded weights to the host, but zero2 "
      "shards none: set train.sharding to zero3, or train.offload to optimizer"),
     (["train.compile=true", "encoder.tuning=full", "train.sharding=zero3"], "train.compile cannot trace through the "

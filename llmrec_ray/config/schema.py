@@ -537,8 +537,9 @@ class Recipe(Section):
         train, sharding = self.train, self.sharding
         if train.offload != "none" and sharding in {"none", "ddp"}:
             raise ValueError(
-                f"train.offload {train.offload} needs DeepSpeed, but the sharding is {sharding}: set train.sharding to "
-                "zero1, zero2 or zero3, or train.offload to none"
+                f"train.offload {train.offload} needs DeepSpeed, but the sharding is {sharding}"
+                f"{' (auto, for a frozen encoder)' if train.sharding == 'auto' else ''}: set train.sharding to zero1, "
+                "zero2 or zero3, or train.offload to none"
             )
         if train.offload == "all" and sharding != "zero3":
             raise ValueError(

@@ -103,7 +103,7 @@ def run_training(
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, reporter, callbacks)
     trained = _best(result, time.perf_counter() - started)
-    logger.info("trained %d epochs in %.1f s, best validation ndcg@10 %.4f at epoch %d%s", trained.epochs[-1]["epoch"],
+    logger.info("trained up to epoch %d in %.1f s, best validation ndcg@10 %.4f at epoch %d%s", trained.epochs[-1]["epoch"],
                 trained.seconds, trained.best[SELECTION], trained.best_epoch,
                 "" if trained.best_epoch else ": no epoch was better than the Bundle it started from")
     return trained
@@ -147,6 +147,9 @@ def _fit(
             return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise explain(error, run_dir, train.max_failures) from error
+    except KeyboardInterrupt:
+        logger.warning("Training was stopped. Its checkpoints are kept in %s: go on with --resume.", run_dir)
+        raise
 
 
 @contextlib.contextmanager
@@ -257,7 +260,7 @@ def _check_record(run_dir: str) -> None:
     try:
         read_json(f"{run_dir}/{RAYS_RECORD}")
     except FileNotFoundError:
-        pass  # stopped before the first checkpoint
+        logger.warning("The run in %s was stopped before its first checkpoint was complete: it begins anew.", run_dir)
     except CorruptArtifactError:
         raise CorruptArtifactError(
             f"{run_dir}/{RAYS_RECORD}, the record of the run's checkpoints, is damaged: train anew without --resume."
