@@ -103,8 +103,8 @@ def run_training(
     with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
         result = _fit(recipe, inputs, run_dir, reporter, callbacks)
     trained = _best(result, time.perf_counter() - started)
-    logger.info("trained up to epoch %d in %.1f s, best validation ndcg@10 %.4f at epoch %d%s", trained.epochs[-1]["epoch"],
-                trained.seconds, trained.best[SELECTION], trained.best_epoch,
+    logger.info("trained up to epoch %d in %.1f s, best validation ndcg@10 %.4f at epoch %d%s",
+                trained.epochs[-1]["epoch"], trained.seconds, trained.best[SELECTION], trained.best_epoch,
                 "" if trained.best_epoch else ": no epoch was better than the Bundle it started from")
     return trained
 
