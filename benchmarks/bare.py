@@ -58,9 +58,10 @@ def _work(
             nn.utils.clip_grad_norm_(module.parameters(), recipe.train.gradient_clip)
             optimizer.step()
         seconds.append((time.perf_counter() - started) / windows.steps(recipe.train.batch_size))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
     if rank == 0:
         out.put(seconds)
+    os._exit(0)  # tearing gloo and DDP down was seen to wait for itself forever
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
