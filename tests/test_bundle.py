@@ -12,7 +12,7 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.model.onnx import OnnxEncoder
-from llmrec_ray.train.finish import _check_reloaded
+from llmrec_ray.train.finish import _check_scores
 from llmrec_ray.types import Histories
 from tests.tiny_release import write_tiny_bundle
 
@@ -161,10 +161,10 @@ def test_a_damaged_int8_file_is_refused_by_name(tiny_recipe, dataset, tmp_path, 
 
 def test_a_bundle_that_scores_differently_from_what_was_trained_is_noticed(artifact, dataset):
     trained = Bundle.open(artifact.uri)
-    _check_reloaded(artifact, trained, dataset)
+    _check_scores(Bundle.open(artifact.uri), trained, dataset)
     trained.item_vectors = trained.item_vectors * 1.001
     with pytest.raises(CorruptArtifactError) as caught:
-        _check_reloaded(artifact, trained, dataset)
+        _check_scores(Bundle.open(artifact.uri), trained, dataset)
     assert str(caught.value) == (
         f"The Bundle {artifact.uri} scores neural differently from the model that was trained: the disk or the "
         "library versions cannot be trusted; train again."

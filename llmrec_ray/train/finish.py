@@ -263,6 +263,12 @@ def _check_reloaded(
 ) -> None:
     """Compare what was written and opened again, every hash verified, with what was trained: scores with those in
     memory, the encoder with the catalogue's vectors, and the ranking with the one that the workers measured."""
+    _check_scores(bundle, scorer, dataset)
+    _check_encoder(bundle, dataset)
+    _check_ranking(bundle, recipe, dataset, trained)
+
+
+def _check_scores(bundle: Bundle, scorer: Scorer, dataset: Dataset) -> None:
     histories = dataset.histories("train").select(slice(0, CHECKED_USERS))
     in_memory = scorer.score_all(histories)
     for name, scores in bundle.score_all(histories).items():
@@ -271,8 +277,6 @@ def _check_reloaded(
                 f"The Bundle {bundle.uri} scores {name} differently from the model that was trained: the disk or "
                 "the library versions cannot be trusted; train again."
             )
-    _check_encoder(bundle, dataset)
-    _check_ranking(bundle, recipe, dataset, trained)
 
 
 def _check_encoder(bundle: Bundle, dataset: Dataset) -> None:
