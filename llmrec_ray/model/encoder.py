@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -91,7 +92,7 @@ class TextEncoder:
     def save(self, folder: Path) -> None:
         """Write safetensors weights, tokenizer and config, so that `load` gives the same vectors."""
         folder.mkdir(parents=True, exist_ok=True)
-        _hide_progress_bars()
+        _quieten()
         cast(Any, self.backbone).save_pretrained(folder)
         self.tokens.tokenizer.save_pretrained(folder)
 
@@ -176,7 +177,7 @@ def _read(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer  # slow to import; scoring needs none of it
 
-    _hide_progress_bars()
+    _quieten()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         backbone, report = AutoModel.from_pretrained(
@@ -222,7 +223,9 @@ def _set_direction(backbone: nn.Module, bidirectional: bool) -> None:
         cast(Any, module).is_causal = config.is_causal
 
 
-def _hide_progress_bars() -> None:
+def _quieten() -> None:
+    # accelerate, which PEFT brings, imports DeepSpeed, which says on stdout that it guesses the device unless told
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

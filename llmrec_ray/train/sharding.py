@@ -25,7 +25,7 @@ def make_engine(module: TrainingModule, recipe: Recipe, workers: Workers, saved:
     optimizer = make_optimizer(module, recipe)
     if recipe.sharding not in STAGES:
         return TorchEngine(module, optimizer, recipe, workers, saved)
-    os.environ.setdefault("DS_ACCELERATOR", workers.device.type)  # DeepSpeed guesses, and warns on a CPU
+    os.environ["DS_ACCELERATOR"] = workers.device.type  # DeepSpeed guesses, and warns on a CPU
     from llmrec_ray.train.zero import ZeroEngine
 
     return ZeroEngine(module, optimizer, _config_for(module, recipe, workers), workers, saved)
