@@ -63,7 +63,8 @@ def _show(channel: Queue, epochs: int, shown: bool) -> None:
     with contextlib.suppress(ray.exceptions.RayError), bar:
         while (message := channel.get()) is not None:
             if isinstance(message, str):
-                logger.info("%s", message)
+                with tqdm.external_write_mode():
+                    logger.info("%s", message)
             elif "epoch" in message:
                 bar.update(int(message["epoch"]) - bar.n)
                 bar.set_postfix_str(_line(message))
