@@ -19,6 +19,7 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.signals import center, to_text_space
 from llmrec_ray.train import run_training
 from llmrec_ray.train.checkpoint import load_weights
+from llmrec_ray.train.run import _open_run
 from tests.boards import board_recipe
 from tests.train_boards import (
     Job,
@@ -58,13 +59,14 @@ def test_a_stopped_run_resumes_with_one_worker_where_two_began(tmp_path):
     assert (again.epochs, again.best_epoch) == (trained.epochs, trained.best_epoch), "it was finished"
 
 
-def test_ctrl_c_stops_training_as_an_interrupt_and_keeps_its_meaning(tmp_path):
+def test_ctrl_c_stops_training_as_an_interrupt_and_keeps_its_meaning(tmp_path, caplog):
     recipe = deterministic_recipe(sharding="none", num_workers=1, epochs=200, patience=200)
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=_interrupt_after_a_checkpoint, args=(tmp_path / "run",), daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_training(recipe, inputs_of_board(), str(tmp_path / "run"))
     assert signal.getsignal(signal.SIGINT) is before
+    assert f"--resume goes on from the last checkpoint in {tmp_path / 'run'}, if there is one." in caplog.text
     assert list((tmp_path / "run").glob("checkpoint_2*"))
 
 
@@ -104,6 +106,14 @@ def test_resuming_needs_a_run_and_the_same_run(tmp_path):
         run_training(recipe, inputs, str(run), resume=True)
     assert "cannot be resumed, since " in str(other.value) and "seed" in str(other.value)
     assert str(other.value).endswith("data it was started with, or train anew without --resume.")
+
+
+def test_a_run_without_a_complete_checkpoint_says_that_it_begins_anew(tmp_path, caplog):
+    _open_run(str(tmp_path / "run"), {"seed": 0}, resume=False)
+    _open_run(str(tmp_path / "run"), {"seed": 0}, resume=True)
+    assert caplog.messages == [
+        f"The run in {tmp_path / 'run'} was stopped before its first checkpoint was complete: it begins anew."
+    ]
 
 
 def test_a_cluster_that_is_too_small_is_refused_before_waiting_for_it(tmp_path):

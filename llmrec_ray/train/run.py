@@ -148,7 +148,9 @@ def _fit(
     except ray.train.TrainingFailedError as error:
         raise explain(error, run_dir, train.max_failures) from error
     except KeyboardInterrupt:
-        logger.warning("Training was stopped. Its checkpoints are kept in %s: go on with --resume.", run_dir)
+        logger.warning(
+            "Training was stopped: --resume goes on from the last checkpoint in %s, if there is one.", run_dir
+        )
         raise
 
 
