@@ -1,30 +1,14 @@
 """Recipes: YAML files and dotted overrides, validated in milliseconds without torch or ray."""
 
+from llmrec_ray.config.data import DataConfig, FileFormat, LogColumns, LogConfig, TableConfig
+from llmrec_ray.config.encoder import EncoderConfig, Pooling
+from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
-from llmrec_ray.config.schema import (
-    AppConfig,
-    BaselineName,
-    DataConfig,
-    EncoderConfig,
-    EvaluateConfig,
-    FusionConfig,
-    IndexConfig,
-    ItemItemConfig,
-    LogColumns,
-    LogConfig,
-    ModelConfig,
-    Pooling,
-    Recipe,
-    Replicas,
-    RequestLimits,
-    RetrievalConfig,
-    ServeConfig,
-    SignalName,
-    SourceName,
-    TableConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from llmrec_ray.config.model import FusionConfig, ItemItemConfig, ModelConfig
+from llmrec_ray.config.recipe import Recipe
+from llmrec_ray.config.section import SignalName, SourceName
+from llmrec_ray.config.serve import AppConfig, IndexConfig, Replicas, RequestLimits, RetrievalConfig, ServeConfig
+from llmrec_ray.config.train import Sharding, TrainConfig
 
 __all__ = [
     "AppConfig",
@@ -32,6 +16,7 @@ __all__ = [
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "FileFormat",
     "FusionConfig",
     "IndexConfig",
     "ItemItemConfig",
@@ -44,6 +29,7 @@ __all__ = [
     "RequestLimits",
     "RetrievalConfig",
     "ServeConfig",
+    "Sharding",
     "SignalName",
     "SourceName",
     "TableConfig",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from llmrec_ray.config.schema import Recipe
+from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.errors import ConfigError
 
 __all__ = ["load_recipe", "override_recipe", "recipe_names", "validate_recipe"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from llmrec_ray.config.schema import FileFormat
+from llmrec_ray.config import FileFormat
 from llmrec_ray.errors import DataError, MissingInputError
 
 __all__ = ["RECORD", "Records", "read_records"]

@@ -1,0 +1,48 @@
+"""The `evaluate` and `tune` sections: what is measured, and what is searched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from llmrec_ray.config.section import Fraction, Section
+
+__all__ = ["BaselineName", "EvaluateConfig", "TuneConfig"]
+
+BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"]
+
+
+class EvaluateConfig(Section):
+    """Protocol P: full ranking of one held-out item per user."""
+
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (5, 10, 20)
+    """Cut-offs of the metrics."""
+    baselines: tuple[BaselineName, ...] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
+    """Baselines that stand beside the model."""
+    batch_users: PositiveInt = 256
+    """Users scored at once; bounds memory to batch_users × items × signals × 4 bytes."""
+
+
+class TuneConfig(Section):
+    """A small campaign over learning rate and fusion weight."""
+
+    trials: PositiveInt = 4
+    """Configurations to try."""
+    max_concurrent: PositiveInt = 1
+    """Trials at once; each holds train.num_workers workers."""
+    learning_rate: tuple[PositiveFloat, PositiveFloat] = (5e-4, 8e-3)
+    """Range searched on a log scale."""
+    neural_weight: tuple[Fraction, Fraction] = (0.4, 1.0)
+    """Range of the neural signal's share in late fusion with the item-item signal."""
+    epochs: PositiveInt = 6
+    """Most epochs of one trial."""
+    grace_epochs: PositiveInt = 2
+    """Epochs before ASHA may stop a trial."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> TuneConfig:
+        for name, (low, high) in (("learning_rate", self.learning_rate), ("neural_weight", self.neural_weight)):
+            if low > high:
+                raise ValueError(f"tune.{name} is {low:g} to {high:g}: give the smaller bound first")
+        return self

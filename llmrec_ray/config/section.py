@@ -1,0 +1,40 @@
+"""What the sections of a recipe are made of: their base, and the types that several use."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+__all__ = ["Fraction", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
+SourceName = Literal["neural", "item_item", "text", "popularity"]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+def _without_credentials(uri: str) -> str:
+    if re.search(r"://[^/?#]*:[^/?#]*@|[?&](access_key|secret_key|session_token)=", uri):
+        raise ValueError(
+            "the URI carries credentials, which would be written into every artifact: take them out and give them "
+            "through the environment or the machine's role"
+        )
+    return uri
+
+
+def _with_one_place(prompt: str) -> str:
+    if prompt.count("{text}") != 1:
+        raise ValueError(f"the prompt {prompt!r} must have {{text}} exactly once: write it where the text goes")
+    return prompt
+
+
+Uri = Annotated[str, AfterValidator(_without_credentials)]
+Prompt = Annotated[str, AfterValidator(_with_one_place)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

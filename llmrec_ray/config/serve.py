@@ -1,0 +1,98 @@
+"""The `retrieval`, `index` and `serve` sections: from a model to answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from llmrec_ray.config.section import Fraction, Section, SourceName
+
+__all__ = ["AppConfig", "IndexConfig", "Replicas", "RequestLimits", "RetrievalConfig", "ServeConfig"]
+
+class RetrievalConfig(Section):
+    """How many candidates each source proposes to the reranker."""
+
+    candidates: Annotated[dict[SourceName, PositiveInt], Field(min_length=1)] = {
+        "neural": 150, "item_item": 100, "text": 50, "popularity": 50
+    }
+    """Items per source; a source that is not named is not asked."""
+
+
+class IndexConfig(Section):
+    """Nearest-neighbour structure over item vectors."""
+
+    kind: Literal["exact", "hnsw"] = "exact"
+    """`exact` up to some 100,000 items, `hnsw` (FAISS) beyond."""
+    hnsw_neighbors: PositiveInt = 32
+    """Links per vector in HNSW; more is slower to build and more exact."""
+    ef_construction: PositiveInt = 200
+    """Breadth of the search while building HNSW."""
+    ef_search: PositiveInt = 128
+    """Breadth of the search while answering."""
+    min_recall: Fraction = 0.95
+    """Refuse an approximate index whose recall@100 against exact search is lower."""
+
+
+class Replicas(Section):
+    """Autoscaling of one deployment."""
+
+    min_replicas: PositiveInt = 1
+    """Replicas that are always there."""
+    max_replicas: PositiveInt = 2
+    """Upper bound under load."""
+    target_ongoing_requests: PositiveFloat = 4.0
+    """Load per replica that the autoscaler aims at."""
+    max_ongoing_requests: PositiveInt = 16
+    """Requests one replica takes at once; more wait or go elsewhere."""
+    num_cpus: Annotated[float, Field(ge=0.0)] = 0.25
+    """Logical CPUs per replica, for placement."""
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs per replica; only the encoder computes on one."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Replicas:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: raise max_replicas"
+            )
+        return self
+
+
+class RequestLimits(Section):
+    """The most that one request may ask for."""
+
+    max_k: PositiveInt = 200
+    """Longest list a request may ask for."""
+    max_history: PositiveInt = 1000
+    """Most items a request's history may carry; also how many later events of a user are read."""
+    max_text_chars: PositiveInt = 4000
+    """Longest query or profile, in characters."""
+    max_events: PositiveInt = 1000
+    """Most events in one call of /v1/events."""
+    max_body_bytes: PositiveInt = 4_000_000
+    """Largest body of any request; more is refused before it is read."""
+
+
+class AppConfig(Section):
+    """What the Serve application is told, however it is deployed."""
+
+    limits: RequestLimits = RequestLimits()
+    """The most that one request may ask for."""
+    ingress: Replicas = Replicas(target_ongoing_requests=16, max_ongoing_requests=64)
+    """Validation, orchestration, feedback."""
+    encoder: Replicas = Replicas()
+    """Text to vectors."""
+    retriever: Replicas = Replicas()
+    """Candidates."""
+    reranker: Replicas = Replicas()
+    """Final order."""
+
+
+class ServeConfig(AppConfig):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; with HAProxy in front Serve binds to all interfaces whatever this says."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """HTTP port."""
