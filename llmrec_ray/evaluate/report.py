@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Evaluation"]
+__all__ = ["Curves", "Evaluation", "Segment"]
 
 HEADINGS = {
     "ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "f1": "F1",
@@ -18,16 +18,42 @@ COLUMN_WIDTH = 11
 SERVED = "served pipeline"
 
 
+class Segment(BaseModel):
+    """One group of targets, such as those of the tail: how many, and every system's figures on them.
+
+    systems: system -> metric -> value, systems named as in `ranks.parquet`; empty when there are no targets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    users: int
+    systems: dict[str, dict[str, float]] = {}
+
+
+class Curves(BaseModel):
+    """What the report draws as lines.
+
+    fusion: points (weight of the neural signal, validation NDCG@10), smallest weight first; empty when training
+    searched no weights. at_k: metric -> system -> its value at k = 1, 2, 3, …
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fusion: list[tuple[float, float]] = []
+    at_k: dict[str, dict[str, list[float]]] = {}
+
+
 class Evaluation(BaseModel):
     """Figures of the served pipeline, of each signal alone and of each baseline.
 
     Figures are `ndcg@10`, `hr@10`, `mrr@10`, `recall@10`, `precision@10`, `f1@10` and `coverage@10` for every
-    k, and `auc`. Signals and baselines also have `lead`, `lead_low`, `lead_high`: by how much the served
-    pipeline's NDCG at `main_k` is above theirs, paired over the users, with its 95 % interval.
+    k, and `auc`; also `gini@10`, `novelty@10` and, where items have vectors, `diversity@10`. Signals and baselines
+    also have `lead`, `lead_low`, `lead_high`: by how much the served pipeline's NDCG at `main_k` is above theirs,
+    paired over the users, with its 95 % interval.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     protocol: str
+    protocol_hash: str = ""
+    """12 hexadecimal digits that two evaluations share when their figures may be compared; empty in old ones."""
     split: str
     recipe: str
     seed: int
@@ -39,6 +65,15 @@ class Evaluation(BaseModel):
     model: dict[str, float]
     signals: dict[str, dict[str, float]]
     baselines: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    """System, named as in `ranks.parquet` -> metric at `main_k` -> its 95 % interval, bootstrapped over users."""
+    segments: dict[str, dict[str, Segment]] = {}
+    """By what (`popularity`, `warmth`, `history_length`) -> segment -> its figures."""
+    cold: dict[str, dict[str, float]] = {}
+    """Held-out items of a cold split: ranked among what, and with which cold scale -> metric -> value."""
+    curves: Curves = Curves()
+    versions: dict[str, str] = {}
+    """Versions of the libraries that computed this."""
     uri: str = Field(default="", exclude=True)
     """Where the artifact is; empty before it is saved."""
 
