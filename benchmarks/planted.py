@@ -119,7 +119,7 @@ def planted_recipe(folder: Path, mode: str, **sections: dict[str, Any]) -> Recip
         "encoder": {"max_tokens": 24, "tuning": mode},
         # Items nobody has seen have no id vector that could help, and users like all items of one kind alike.
         "model": {"embedding_size": 32, "history_length": 8, "user_embedding": False, "ncf_hidden": [16]},
-        "fusion": {"item_vector": "text", "mode": "neural"},
+        "fusion": {"item_vector": "text", "mode": "feature"},
         "train": {"batch_size": 8, "negatives": 64, "warmup_steps": 10},
         "retrieval": {"candidates": {"neural": 100}},
         "evaluate": {"baselines": ["popularity"]},

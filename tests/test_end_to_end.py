@@ -74,7 +74,7 @@ def test_training_leaves_the_meaning_of_ctrl_c_as_it_was(tuned):
 
 def test_a_checkerboard_is_learnt_from_files_to_evaluation(board_folder, tiny_encoder, tmp_path, ray_session):
     recipe = board_recipe(
-        board_folder, workspace=str(tmp_path), encoder={"model": str(tiny_encoder)}, fusion={"mode": "neural"},
+        board_folder, workspace=str(tmp_path), encoder={"model": str(tiny_encoder)}, fusion={"mode": "feature"},
         train={"num_workers": 1, "sharding": "none"},
     )
     stages.ingest_stage(recipe)

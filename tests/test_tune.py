@@ -54,7 +54,7 @@ def test_a_campaign_keeps_every_trial_and_the_winners_overrides(tmp_path, datase
 def test_without_late_fusion_only_the_learning_rate_is_searched(tmp_path, dataset):
     recipe = board_recipe(tmp_path, **{
         **small(tmp_path, trials=1, epochs=1).model_dump(mode="json", include={"train", "tune"}),
-        "fusion": {"item_vector": "id", "mode": "neural"},
+        "fusion": {"item_vector": "id", "mode": "feature"},
     })
     campaign = tune(recipe, dataset, None, None, Workspace(recipe.workspace))
     (override,) = best_overrides(campaign)

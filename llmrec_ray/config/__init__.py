@@ -4,7 +4,7 @@ from llmrec_ray.config.data import DataConfig, FileFormat, LogColumns, LogConfig
 from llmrec_ray.config.encoder import EncoderConfig, Pooling
 from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
-from llmrec_ray.config.model import FusionConfig, ItemItemConfig, ModelConfig
+from llmrec_ray.config.model import CascadeConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.section import SignalName, SourceName
 from llmrec_ray.config.serve import AppConfig, IndexConfig, Replicas, RequestLimits, RetrievalConfig, ServeConfig
@@ -13,11 +13,13 @@ from llmrec_ray.config.train import Sharding, TrainConfig
 __all__ = [
     "AppConfig",
     "BaselineName",
+    "CascadeConfig",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "FileFormat",
     "FusionConfig",
+    "FusionMode",
     "IndexConfig",
     "ItemItemConfig",
     "LogColumns",

@@ -8,9 +8,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from llmrec_ray.config.section import Section, SignalName, Weight
 
-__all__ = ["FusionConfig", "ItemItemConfig", "ModelConfig"]
+__all__ = ["CascadeConfig", "FusionConfig", "FusionMode", "ItemItemConfig", "ModelConfig"]
+
+FusionMode = Literal["late", "feature", "gated", "learned", "cascade"]
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+TIME_CONSTANTS = (1.0, 4.0, 16.0, None)
+TRANSFORMER_LAYERS, TRANSFORMER_HEADS = 2, 2
 
 
 class ModelConfig(Section):
@@ -20,8 +26,14 @@ class ModelConfig(Section):
     """Width of item and user vectors."""
     history_length: PositiveInt = 50
     """Newest items of a history that the user tower reads."""
-    time_constants: Annotated[tuple[PositiveFloat | None, ...], Field(min_length=1)] = (1.0, 4.0, 16.0, None)
+    user_tower: Literal["decayed_means", "transformer"] = "decayed_means"
+    """How a history becomes a vector: decayed means are the cheapest; a transformer (SASRec) reads the order."""
+    time_constants: Annotated[tuple[PositiveFloat | None, ...], Field(min_length=1)] = TIME_CONSTANTS
     """Decay of each history mean in events, exp(-age/t); null is the plain mean."""
+    transformer_layers: PositiveInt = TRANSFORMER_LAYERS
+    """Layers of the transformer; together they look back over `history_length`."""
+    transformer_heads: PositiveInt = TRANSFORMER_HEADS
+    """Attention heads of each layer; must divide `embedding_size`."""
     user_embedding: bool = True
     """Add a learned vector per known user; off when users come and go."""
     dropout: Dropout = 0.2
@@ -30,6 +42,28 @@ class ModelConfig(Section):
     """Share of items whose id embedding is hidden in a step, so that text alone gives a usable vector."""
     ncf_hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
     """Hidden widths of the NeuMF head's MLP (He et al. 2017); its scores are the `ncf` signal."""
+
+    @model_validator(mode="after")
+    def _check_user_tower(self) -> ModelConfig:
+        others = {
+            "decayed_means": {
+                "transformer_layers": self.transformer_layers != TRANSFORMER_LAYERS,
+                "transformer_heads": self.transformer_heads != TRANSFORMER_HEADS,
+            },
+            "transformer": {"time_constants": self.time_constants != TIME_CONSTANTS},
+        }
+        for name in (name for name, is_given in others[self.user_tower].items() if is_given):
+            other = "transformer" if self.user_tower == "decayed_means" else "decayed_means"
+            raise ValueError(
+                f"{name} is about the user tower {other}, but user_tower is {self.user_tower}: leave it out, or set "
+                f"model.user_tower to {other}"
+            )
+        if self.user_tower == "transformer" and self.embedding_size % self.transformer_heads:
+            raise ValueError(
+                f"transformer_heads is {self.transformer_heads}, which does not divide embedding_size "
+                f"({self.embedding_size}): set model.transformer_heads to a divisor of it"
+            )
+        return self
 
 
 class ItemItemConfig(Section):
@@ -41,24 +75,55 @@ class ItemItemConfig(Section):
     """History items weigh exp(-age/recency), age in events; null weighs them alike."""
 
 
+class CascadeConfig(Section):
+    """One signal narrows the candidates, another ranks what is left; the language model may be either."""
+
+    first: SignalName = "item_item"
+    """Narrows."""
+    keep: PositiveInt = 100
+    """How many items stay; the others follow them, in the order of `first`."""
+    then: SignalName = "neural"
+    """Ranks what stays."""
+
+    @model_validator(mode="after")
+    def _check_two_signals(self) -> CascadeConfig:
+        if self.first == self.then:
+            raise ValueError(f"first and then are both {self.first}, so nothing is narrowed: name two signals")
+        return self
+
+
 class FusionConfig(Section):
     """How text, neural and co-occurrence knowledge become one score."""
 
     item_vector: Literal["feature", "id", "text"] = "feature"
     """`feature` = id embedding + projected text; `id` or `text` use one of them alone."""
-    mode: Literal["late", "neural"] = "late"
-    """`late` = weighted sum of calibrated signals; `neural` ranks by the learned model alone."""
+    mode: FusionMode = "late"
+    """`late` = weighted sum of calibrated signals; `feature` ranks by the learned model alone, whose item vectors have
+    the text; `gated` = weights from the item's popularity and the history's length; `learned` = late fusion corrected
+    by a network trained on candidates; `cascade` = one signal narrows, another ranks."""
     signals: tuple[SignalName, ...] = ("neural", "item_item")
     """Signals whose weights are searched; the others gained nothing on validation, and choice costs a little."""
     weights: dict[SignalName, Weight] | None = None
-    """Fixed weights; empty searches them on stored validation scores after training."""
+    """Fixed weights of late fusion; empty searches them on stored validation scores after training."""
+    cascade: CascadeConfig | None = None
+    """For `mode: cascade`; empty takes the defaults."""
 
     @model_validator(mode="after")
     def _check_something_ranks(self) -> FusionConfig:
-        if self.mode == "late" and not self.signals:
+        if self.mode in {"late", "gated", "learned"} and not self.signals:
             raise ValueError("fusion.signals is empty, so nothing would rank the items: name a signal")
         if self.weights is not None and not any(self.weights.values()):
             raise ValueError("every weight in fusion.weights is 0, so nothing would rank the items: give one a weight")
-        if self.weights is not None and self.mode == "neural":
-            raise ValueError("fusion.weights has no effect with fusion.mode neural: set mode to late, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> FusionConfig:
+        if self.weights is not None and self.mode not in {"late", "learned"}:
+            raise ValueError(
+                f"fusion.weights has no effect with fusion.mode {self.mode}: set mode to late, or leave it out"
+            )
+        if self.cascade is not None and self.mode != "cascade":
+            raise ValueError(
+                f"fusion.cascade has no effect with fusion.mode {self.mode}: set mode to cascade, or leave it out"
+            )
         return self

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from llmrec_ray.config.data import DataConfig
 from llmrec_ray.config.encoder import EncoderConfig
 from llmrec_ray.config.evaluate import EvaluateConfig, TuneConfig
-from llmrec_ray.config.model import FusionConfig, ItemItemConfig, ModelConfig
+from llmrec_ray.config.model import CascadeConfig, FusionConfig, ItemItemConfig, ModelConfig
 from llmrec_ray.config.section import Section, Uri
 from llmrec_ray.config.serve import IndexConfig, RetrievalConfig, ServeConfig
 from llmrec_ray.config.train import Sharding, TrainConfig
@@ -73,6 +73,11 @@ class Recipe(Section):
             return "ddp" if self.encoder.tuning == "frozen" else "zero2"
         return self.train.sharding
 
+    @property
+    def cascade(self) -> CascadeConfig | None:
+        """`fusion.cascade` with its defaults, or None in another mode."""
+        return (self.fusion.cascade or CascadeConfig()) if self.fusion.mode == "cascade" else None
+
     @model_validator(mode="after")
     def _check_sharding(self) -> Recipe:
         train, sharding = self.train, self.sharding
@@ -101,10 +106,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_signals_exist(self) -> Recipe:
-        missing = set() if self.data.items is not None else {"text"}
-        if "item_item" not in {*self.fusion.signals, *self.retrieval.candidates}:
-            missing.add("item_item")
-        if lacking := sorted(missing & set(self.fusion.weights or ())):
+        if lacking := sorted(self._missing_signals() & set(self.fusion.weights or ())):
             raise ValueError(
                 f"fusion.weights names {' and '.join(lacking)}, but there will be no such signal: text needs "
                 "data.items, and item_item must be among fusion.signals; add it there, or leave the weight out"
@@ -120,3 +122,25 @@ class Recipe(Section):
                 "name another source, such as neural"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_cascade(self) -> Recipe:
+        cascade = self.cascade
+        if cascade is None:
+            return self
+        if lacking := sorted(self._missing_signals() & {cascade.first, cascade.then}):
+            raise ValueError(
+                f"fusion.cascade names {' and '.join(lacking)}, but there will be no such signal: text needs "
+                "data.items, and item_item must be among fusion.signals or retrieval.candidates; add it there, or name "
+                "another signal"
+            )
+        if cascade.keep < max(self.evaluate.ks):
+            raise ValueError(
+                f"fusion.cascade.keep is {cascade.keep}, less than the longest list that is measured, "
+                f"{max(self.evaluate.ks)} (evaluate.ks): keep at least as many"
+            )
+        return self
+
+    def _missing_signals(self) -> set[str]:
+        missing = set() if self.data.items is not None else {"text"}
+        return missing if "item_item" in {*self.fusion.signals, *self.retrieval.candidates} else {*missing, "item_item"}

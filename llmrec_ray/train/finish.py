@@ -232,7 +232,7 @@ def _validation_users(recipe: Recipe, dataset: Dataset) -> np.ndarray[Any, np.dt
 
 
 def _fixed_weights(recipe: Recipe, scorer: Scorer) -> dict[str, float] | None:
-    if recipe.fusion.mode == "neural":
+    if recipe.fusion.mode == "feature":
         return {"neural": 1.0}
     if recipe.fusion.weights is None:
         return None
