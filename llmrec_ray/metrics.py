@@ -175,7 +175,7 @@ def gini(counts: Counts) -> float:
 
 def self_information(popularity: Counts, n_users: int) -> Floats:
     """-log2(count / n_users) of each item, [N] float64 bits; an item nobody has counts as if one user had it."""
-    return np.log2(np.maximum(n_users, 1)) - np.log2(np.maximum(popularity, 1).astype(np.float64))
+    return -np.log2(np.maximum(popularity, 1).astype(np.float64) / max(n_users, 1))
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _per_user(values: Floats, users: Counts | None) -> tuple[Floats, Floats]:
     if users is None:
         return values, np.ones_like(values)
     _, places = np.unique(users, return_inverse=True)
-    return np.bincount(places, values), np.bincount(places).astype(np.float64)
+    return np.bincount(places, values).astype(np.float64), np.bincount(places).astype(np.float64)
 
 
 def _resampled_means(
