@@ -136,7 +136,7 @@ def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artif
     filesystem, base = _filesystem(uri)
     manifest = _read_manifest(filesystem, base, uri)
     if manifest.kind != kind:
-        raise ArtifactMismatchError(f"{uri} is a {manifest.kind}, not a {kind}: pass the URI of a {kind}.")
+        raise ArtifactMismatchError(f"{uri} is {_a(manifest.kind)}, not {_a(kind)}: pass the URI of {_a(kind)}.")
     if manifest.format_version != FORMAT_VERSION:
         raise ArtifactMismatchError(
             f"{uri} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
@@ -258,6 +258,10 @@ def free_space(folder: str | Path) -> str:
         return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
     except OSError:
         return "an unknown number of bytes"
+
+
+def _a(kind: ArtifactKind) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _write_durably(path: Path, payload: bytes) -> None:

@@ -8,7 +8,7 @@ an image with the extras of one role runs that role's stages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +22,14 @@ from llmrec_ray.types import FloatArray
 
 if TYPE_CHECKING:
     from llmrec_ray.bundle import Bundle
-    from llmrec_ray.evaluate import Evaluation
+    from llmrec_ray.evaluate import Comparison, Evaluation
     from llmrec_ray.recommend import Request, Response
     from llmrec_ray.release import Release
     from llmrec_ray.serve import Endpoint
 
 __all__ = [
     "announce",
+    "compare_stage",
     "embed_stage",
     "evaluate_stage",
     "fetch_stage",
@@ -158,6 +159,15 @@ def evaluate_stage(
     dataset, bundle = open_dataset(recipe, dataset_uri), open_bundle(recipe, bundle_uri)
     pipeline = Pipeline(dataset, bundle, Index.load(index_uri or _latest_index(recipe)))
     return evaluate(recipe, dataset, bundle, pipeline, _workspace(recipe))
+
+
+def compare_stage(a: Sequence[str], b: Sequence[str], systems: tuple[str, str]) -> Comparison:
+    """Compare a system of the evaluations at URIs `a`, one per seed, with one of those at `b`, and show the table."""
+    from llmrec_ray.evaluate import compare
+
+    comparison = compare(a, b, systems)
+    logger.info("%s", comparison.table())
+    return comparison
 
 
 def publish_stage(

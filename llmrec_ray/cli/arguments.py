@@ -6,8 +6,11 @@ import argparse
 
 from llmrec_ray import __version__
 from llmrec_ray.config import recipe_names
+from llmrec_ray.errors import ConfigError
 
-__all__ = ["build_parser"]
+__all__ = ["build_parser", "check_arguments"]
+
+BOTH_MODELS = ("model", "model")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
     _artifact_options(verb("tune", "Search learning rate and fusion weight with Ray Tune."), "dataset")
     _artifact_options(verb("index", "A Bundle -> an Index for retrieval."), "bundle")
-    _artifact_options(verb("evaluate", "Rank the test split with pipeline, signals and baselines."),
-                      "dataset", "bundle", "index")
+    _evaluate_options(verbs)
     publish = verb("publish", "Dataset + Bundle + Index -> the current Release.")
     _artifact_options(publish, "dataset", "bundle", "index")
     publish.add_argument("--rollback", action="store_true", help="point back to the Release before the current one")
@@ -54,6 +56,34 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--profile", help="who this is, in words")
     recommend.add_argument("-k", type=int, default=10, help="length of the list (default 10)")
     return parser
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Rules between options that the parser does not know. Raises ConfigError."""
+    if arguments.verb != "evaluate":
+        return
+    given = [f"--{name}" for name in ("recipe", "config", "dataset", "bundle", "index") if getattr(arguments, name)]
+    if arguments.compare and (given or arguments.overrides):
+        surplus = ", ".join([*given, *arguments.overrides])
+        raise ConfigError(f"--compare only reads two evaluations that are there: leave out {surplus}.")
+    if not arguments.compare and not (arguments.recipe or arguments.config):
+        raise ConfigError("There is no recipe to evaluate: name one with --recipe or --config, or give --compare A B.")
+    if not arguments.compare and tuple(arguments.systems) != BOTH_MODELS:
+        raise ConfigError("--systems names what --compare A B compares: give both, or neither.")
+
+
+def _evaluate_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "Rank the test split with pipeline, signals and baselines, or compare two evaluations."
+    parser = verbs.add_parser("evaluate", help=summary, description=summary)
+    _artifact_options(_with_shared_options(parser, recipe_required=False), "dataset", "bundle", "index")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"),
+        help="compare two evaluations by their URIs instead, users paired; several seeds as A1,A2,A3; needs no recipe",
+    )
+    parser.add_argument(
+        "--systems", nargs=2, metavar=("A", "B"), default=BOTH_MODELS,
+        help="with --compare, the system of each, such as model, signal:text or baseline:ease (default model model)",
+    )
 
 
 def _with_shared_options(

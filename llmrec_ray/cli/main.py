@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llmrec_ray.cli.arguments import build_parser
-from llmrec_ray.cli.verbs import VERBS
+from llmrec_ray.cli.arguments import build_parser, check_arguments
+from llmrec_ray.cli.verbs import VERBS, compare
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.errors import ConfigError, LlmrecError
 
@@ -31,8 +31,13 @@ def run(argv: Sequence[str]) -> int:
     """Run one verb and return its exit status."""
     arguments = build_parser().parse_args(list(argv))
     _log_to_stderr(verbose=arguments.verbose)
+    emit = _write_json if arguments.json else _write_nothing
     try:
-        VERBS[arguments.verb](_recipe(arguments), arguments, _write_json if arguments.json else _write_nothing)
+        check_arguments(arguments)
+        if arguments.verb == "evaluate" and arguments.compare:
+            compare(arguments, emit)
+        else:
+            VERBS[arguments.verb](_recipe(arguments), arguments, emit)
     except LlmrecError as error:
         logger.debug("Traceback:", exc_info=True)
         sys.stderr.write(f"llmrec {arguments.verb}: {error}\n")

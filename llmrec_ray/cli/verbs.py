@@ -17,7 +17,7 @@ from llmrec_ray.artifact import Artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import RequestError
 
-__all__ = ["VERBS"]
+__all__ = ["VERBS", "compare"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,13 @@ def _index(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
 
 def _evaluate(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
     emit(stages.evaluate_stage(recipe, arguments.dataset, arguments.bundle, arguments.index).to_dict())
+
+
+def compare(arguments: argparse.Namespace, emit: Emit) -> None:
+    """What `evaluate --compare` does; it needs no recipe."""
+    a, b = (uris.split(",") for uris in arguments.compare)
+    system_a, system_b = arguments.systems
+    emit(stages.compare_stage(a, b, (system_a, system_b)).to_dict())
 
 
 def _publish(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:

@@ -4,8 +4,9 @@ The number reported as "the model" is the served pipeline's; each signal and eac
 """
 
 from llmrec_ray.evaluate.baselines import fit_baseline
+from llmrec_ray.evaluate.compare import Comparison, compare
 from llmrec_ray.evaluate.protocol import PROTOCOL, Ranking, Task
 from llmrec_ray.evaluate.report import Evaluation
 from llmrec_ray.evaluate.run import evaluate
 
-__all__ = ["PROTOCOL", "Evaluation", "Ranking", "Task", "evaluate", "fit_baseline"]
+__all__ = ["PROTOCOL", "Comparison", "Evaluation", "Ranking", "Task", "compare", "evaluate", "fit_baseline"]
