@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
-from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, Signal, TextCosine
+from llmrec_ray.signals import Calibration, ColdItems, Ease, FusionPolicy, Popularity, Signal, TextCosine, fuse
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
@@ -50,6 +50,7 @@ class BundleParts:
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
     trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
+    cold_rows: [C] int64 items without a train event; cold_calibration: of their signals.
     """
 
     recipe: Recipe
@@ -66,6 +67,8 @@ class BundleParts:
     popularity: Popularity
     calibration: Calibration
     policy: FusionPolicy
+    cold_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    cold_calibration: Calibration = field(default_factory=lambda: Calibration(means={}, stds={}))
 
 
 def save_bundle(
@@ -78,7 +81,10 @@ def save_bundle(
         parts.users.save(folder / "users.parquet")
         parts.items.save(folder / "items.parquet")
         pl.DataFrame({"title": pl.Series(parts.item_titles, dtype=pl.String)}).write_parquet(folder / "titles.parquet")
-        fusion = {"calibration": parts.calibration.model_dump(), "policy": parts.policy.model_dump()}
+        fusion = {
+            "calibration": parts.calibration.model_dump(), "cold_calibration": parts.cold_calibration.model_dump(),
+            "policy": parts.policy.model_dump(),
+        }
         (folder / "policy.json").write_text(json.dumps(fusion, indent=2, sort_keys=True), encoding="utf-8")
         save_tensors({name: t.contiguous() for name, t in parts.model.state_dict().items()},
                      folder / "model.safetensors")
@@ -99,13 +105,22 @@ def read_signal_names(artifact: Artifact) -> list[str]:
 class Scorer:
     """Raw scores of every signal for histories and texts, from arrays in memory.
 
-    item_vectors: [N, d + 1] float32, see `catalogue_vectors`. signals: the traditional ones, by name.
+    item_vectors: [N, d + 1] float32, see `catalogue_vectors`. signals: the traditional ones, by name. cold_rows: items
+    without a train event, whose vectors and item-item columns were carried over from known ones.
     """
 
-    def __init__(self, model: FusionRecommender, item_vectors: FloatArray, signals: Mapping[str, Signal]) -> None:
+    def __init__(
+        self, model: FusionRecommender, item_vectors: FloatArray, signals: Mapping[str, Signal],
+        cold_rows: IntArray | None = None,
+    ) -> None:
         self.model = model.eval()
         self.item_vectors = item_vectors
         self.signals = dict(signals)
+        ease, text = self.signals.get("item_item"), self.signals.get("text")
+        self.cold = ColdItems(
+            np.empty(0, np.int64) if cold_rows is None else cold_rows, ease.weights if isinstance(ease, Ease) else None,
+            text.text_vectors if isinstance(text, TextCosine) else None, item_vectors,
+        )
 
     @property
     def signal_names(self) -> list[str]:
@@ -184,13 +199,15 @@ class Bundle(Scorer):
         self.users = _read(folder / "users.parquet", Vocabulary.load)
         self.items = _read(folder / "items.parquet", Vocabulary.load)
         self.item_titles = _read(folder / "titles.parquet", _titles)
-        self.calibration, self.policy = _read(folder / "policy.json", _fusion)
+        self.calibration, self.cold_calibration, self.policy = _read(folder / "policy.json", _fusion)
         arrays = _read(folder / "arrays.safetensors", load_arrays)
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
         self.trained_center: FloatArray | None = arrays.get("trained_center", self.text_center)
         model = self._load_model(folder / "model.safetensors")
-        super().__init__(model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors))
+        super().__init__(
+            model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors), arrays.get("cold_rows")
+        )
 
     @classmethod
     def open(cls, uri: str, *, verify: bool = True) -> Bundle:
@@ -206,6 +223,29 @@ class Bundle(Scorer):
     def uri(self) -> str:
         """Where the Bundle is kept."""
         return self.artifact.uri
+
+    def fuse_cold(
+        self, histories: Histories, users: FloatArray, item_rows: IntArray, policy: FusionPolicy
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Scores [B, C] of the cold items among item_rows for user vectors [B, d + 1], and each signal's share; 0 for
+        others. The scores are those of `blend_cold`."""
+        raw = self.cold.take(self.cold.score(histories, users), item_rows)
+        return self._fuse_cold(raw, policy)
+
+    def blend_cold(self, histories: Histories, users: FloatArray, policy: FusionPolicy) -> FloatArray:
+        """Scores of all cold items [B, C] by the policy's cold_weights, calibrated on known items taken for cold, times
+        its cold_scale: 0 is the middle of the catalogue."""
+        return self._fuse_cold(self.cold.score(histories, users), policy)[0]
+
+    def _fuse_cold(
+        self, raw: Mapping[str, FloatArray], policy: FusionPolicy
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        weights: dict[str, float] = {
+            name: policy.cold_scale * weight for name, weight in policy.cold_weights.items() if name in raw
+        }
+        if not any(weights.values()):
+            return np.zeros(next(iter(raw.values())).shape, np.float32), {}
+        return fuse(raw, self.cold_calibration, weights)
 
     @property
     def has_encoder(self) -> bool:
@@ -242,6 +282,7 @@ class Bundle(Scorer):
 def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "item_vectors": parts.item_vectors,
+        "cold_rows": parts.cold_rows,
         **{f"popularity.{name}": array for name, array in parts.popularity.arrays().items()},
     }
     if parts.ease is not None:
@@ -270,9 +311,12 @@ def _titles(path: Path) -> list[str]:
     return pl.read_parquet(path)["title"].to_list()
 
 
-def _fusion(path: Path) -> tuple[Calibration, FusionPolicy]:
+def _fusion(path: Path) -> tuple[Calibration, Calibration, FusionPolicy]:
     fusion = json.loads(path.read_bytes())
-    return Calibration.model_validate(fusion["calibration"]), FusionPolicy.model_validate(fusion["policy"])
+    return (
+        Calibration.model_validate(fusion["calibration"]), Calibration.model_validate(fusion["cold_calibration"]),
+        FusionPolicy.model_validate(fusion["policy"]),
+    )
 
 
 def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None) -> dict[str, Signal]:

@@ -6,7 +6,7 @@ from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.model import CascadeConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
-from llmrec_ray.config.section import SignalName, SourceName
+from llmrec_ray.config.section import ColdSignalName, SignalName, SourceName
 from llmrec_ray.config.serve import AppConfig, IndexConfig, Replicas, RequestLimits, RetrievalConfig, ServeConfig
 from llmrec_ray.config.train import Sharding, TrainConfig
 
@@ -14,6 +14,7 @@ __all__ = [
     "AppConfig",
     "BaselineName",
     "CascadeConfig",
+    "ColdSignalName",
     "DataConfig",
     "EncoderConfig",
     "EvaluateConfig",

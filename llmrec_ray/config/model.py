@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from llmrec_ray.config.section import Section, SignalName, Weight
+from llmrec_ray.config.section import ColdSignalName, Section, SignalName, Weight
 
 __all__ = ["CascadeConfig", "FusionConfig", "FusionMode", "ItemItemConfig", "ModelConfig"]
 
@@ -17,6 +17,7 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 TIME_CONSTANTS = (1.0, 4.0, 16.0, None)
 TRANSFORMER_LAYERS, TRANSFORMER_HEADS = 2, 2
+NCF_HIDDEN = (64, 32)
 
 
 class ModelConfig(Section):
@@ -40,8 +41,10 @@ class ModelConfig(Section):
     """Dropout in the user tower."""
     id_dropout: Dropout = 0.2
     """Share of items whose id embedding is hidden in a step, so that text alone gives a usable vector."""
-    ncf_hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
-    """Hidden widths of the NeuMF head's MLP (He et al. 2017); its scores are the `ncf` signal."""
+    ncf_head: Literal["neumf", "gmf", "mlp"] = "neumf"
+    """Head of the `ncf` signal (He et al. 2017): elementwise product, perceptron, or `neumf`, both."""
+    ncf_hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = NCF_HIDDEN
+    """Hidden widths of the head's perceptron."""
 
     @model_validator(mode="after")
     def _check_user_tower(self) -> ModelConfig:
@@ -62,6 +65,15 @@ class ModelConfig(Section):
             raise ValueError(
                 f"transformer_heads is {self.transformer_heads}, which does not divide embedding_size "
                 f"({self.embedding_size}): set model.transformer_heads to a divisor of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ncf_head(self) -> ModelConfig:
+        if self.ncf_head == "gmf" and self.ncf_hidden != NCF_HIDDEN:
+            raise ValueError(
+                "ncf_hidden is about a perceptron, which ncf_head gmf has not: leave it out, or set model.ncf_head to "
+                "neumf or mlp"
             )
         return self
 
@@ -107,6 +119,10 @@ class FusionConfig(Section):
     """Fixed weights of late fusion; empty searches them on stored validation scores after training."""
     cascade: CascadeConfig | None = None
     """For `mode: cascade`; empty takes the defaults."""
+    cold_weights: dict[ColdSignalName, Weight] = {"item_item": 0.7, "neural": 0.2, "text": 0.1}
+    """Weights for items without a train event, whose signals are carried over from items with similar content."""
+    cold_scale: Weight = 1.0
+    """How far items without a train event may rise among the others; 0 leaves them in the middle of the catalogue."""
 
     @model_validator(mode="after")
     def _check_something_ranks(self) -> FusionConfig:

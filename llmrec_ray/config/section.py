@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["Fraction", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
+__all__ = ["ColdSignalName", "Fraction", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
-SourceName = Literal["neural", "item_item", "text", "popularity"]
+SourceName = Literal["neural", "item_item", "text", "popularity", "cold"]
+ColdSignalName = Literal["item_item", "neural", "text"]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 

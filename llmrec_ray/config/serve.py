@@ -14,9 +14,9 @@ class RetrievalConfig(Section):
     """How many candidates each source proposes to the reranker."""
 
     candidates: Annotated[dict[SourceName, PositiveInt], Field(min_length=1)] = {
-        "neural": 150, "item_item": 100, "text": 50, "popularity": 50
+        "neural": 150, "item_item": 100, "text": 50, "popularity": 50, "cold": 20
     }
-    """Items per source; a source that is not named is not asked."""
+    """Items per source; a source that is not named is not asked. `cold` proposes items without a train event."""
 
 
 class IndexConfig(Section):

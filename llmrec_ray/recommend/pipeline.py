@@ -21,7 +21,7 @@ from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.recommend.retriever import Retriever
 from llmrec_ray.release import Release
 from llmrec_ray.signals import FusionPolicy
-from llmrec_ray.types import Histories, IntArray
+from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Pipeline"]
 
@@ -38,14 +38,17 @@ class Pipeline:
         policy: FusionPolicy | None = None,
         release_id: str = "unpublished",
         limits: RequestLimits | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
+        """`encoder`: the Bundle's, when it has been loaded already."""
         policy = policy or bundle.policy
+        self._dataset, self._bundle, self._index, self._limits = dataset, bundle, index, limits
         self._release_id = release_id
         self.resolver = Resolver(
             dataset, release_id, signals=bundle.signal_names, has_encoder=bundle.has_encoder,
             limits=limits or RequestLimits(),
         )
-        self.encoder = Encoder(bundle) if bundle.has_encoder else None
+        self.encoder = encoder or (Encoder(bundle) if bundle.has_encoder else None)
         self.retriever = Retriever(bundle, index, dataset.item_attributes, policy, release_id)
         self.reranker = Reranker(bundle, policy, release_id)
 
@@ -82,6 +85,17 @@ class Pipeline:
         rows = self._rank(RequestBatch.of_histories(self._release_id, histories, k), None).item_rows
         missing = k - rows.shape[1]
         return np.pad(rows, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else rows
+
+    def score_rows(self, histories: Histories, item_rows: IntArray) -> FloatArray:
+        """Fused scores [B, C] float32 of given item rows for users with a history; NaN where the row is -1."""
+        return self.reranker.score(histories, item_rows)
+
+    def with_policy(self, policy: FusionPolicy) -> Pipeline:
+        """The same artifacts under another policy; nothing is loaded again."""
+        return Pipeline(
+            self._dataset, self._bundle, self._index, policy=policy, release_id=self._release_id,
+            limits=self._limits, encoder=self.encoder,
+        )
 
     def similar(self, item_id: str, k: int = 10) -> list[SimilarItem]:
         """The k items most like one item. Raises RequestError when the item is unknown."""

@@ -5,8 +5,10 @@ Shapes: B requests, C candidates, K = longest list asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,9 @@ from numpy.typing import NDArray
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.ranking import top_k
 from llmrec_ray.recommend.batch import Ranked, RequestBatch, Retrieved
-from llmrec_ray.recommend.weights import request_weights
+from llmrec_ray.recommend.weights import Plan, plans
 from llmrec_ray.signals import FusionPolicy, fuse
-from llmrec_ray.types import FloatArray, IntArray
+from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Reranker"]
 
@@ -48,22 +50,84 @@ class Reranker:
             timings_ms={**retrieved.timings_ms, "rerank": (perf_counter() - start) * 1000},
         )
 
+    def score(self, histories: Histories, item_rows: IntArray) -> FloatArray:
+        """Fused scores [B, C] float32 of given items for people with a history, NaN where the row is -1.
+
+        The same numbers that order the answer of a request without texts and weights of its own.
+        """
+        users = self._bundle.user_vectors(histories)
+        total, _ = self._past(histories, item_rows, users, None)
+        return np.where(item_rows >= 0, total, np.nan).astype(np.float32)
+
     def _fused(self, batch: RequestBatch, retrieved: Retrieved) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Total [B, C] and every signal's share of it; requests with the same weights are fused together."""
+        """Total [B, C] and every signal's share of it; requests that are scored alike are scored together."""
         rows = retrieved.candidates.item_rows
-        weights = request_weights(batch, self._policy)
-        used = {name for each in weights for name, weight in each.items() if weight}
-        raw = self._bundle.score_items(batch.histories, rows, retrieved.users, retrieved.text, used)
+        every = plans(batch, self._policy)
         total = np.zeros(rows.shape, np.float32)
         shares = {name: np.zeros(rows.shape, np.float32) for name in self._bundle.signal_names}
-        for group in {tuple(sorted(each.items())) for each in weights}:
-            users = np.array([tuple(sorted(each.items())) == group for each in weights])
-            usable = {name: weight for name, weight in group if name in raw}
-            chosen = {name: scores[users] for name, scores in raw.items()}
-            total[users], parts = fuse(chosen, self._bundle.calibration, usable)
-            for name, part in parts.items():
-                shares[name][users] = part
+        for plan in dict.fromkeys(every):
+            users = np.array([one == plan for one in every])
+            part = _Part.of(batch.histories, retrieved, users)
+            total[users], parts = self._planned(plan, part)
+            for name, share in parts.items():
+                shares.setdefault(name, np.zeros(rows.shape, np.float32))[users] = share
         return total, shares
+
+    def _planned(self, plan: Plan, part: _Part) -> tuple[FloatArray, dict[str, FloatArray]]:
+        total, shares = np.zeros(part.item_rows.shape, np.float32), dict[str, FloatArray]()
+        if plan.past:
+            past, parts = self._past(part.histories, part.item_rows, part.users, part.text)
+            total += np.float32(plan.past) * past
+            _add(shares, parts, plan.past)
+        if plan.everywhere:
+            weights = {name: weight for name, weight in plan.everywhere if name in self._bundle.signal_names}
+            raw = self._bundle.score_items(part.histories, part.item_rows, part.users, part.text, weights)
+            rest, parts = fuse(raw, self._bundle.calibration, weights)
+            total += rest
+            _add(shares, parts, 1.0)
+        return total, shares
+
+    def _past(
+        self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The fused score of the history: known items by the fusion, cold ones by weights of their own."""
+        weights = {str(name): weight for name, weight in self._policy.weights.items()}
+        raw = self._bundle.score_items(histories, item_rows, users, text, weights)
+        total, shares = fuse(raw, self._bundle.calibration, weights)
+        cold = self._bundle.cold.are(item_rows)
+        if not cold.any():
+            return total, shares
+        total, shares = np.where(cold, 0.0, total), {name: np.where(cold, 0.0, s) for name, s in shares.items()}
+        more, parts = self._bundle.fuse_cold(histories, users, item_rows, self._policy)
+        _add(shares, parts, 1.0)
+        return (total + more).astype(np.float32), shares
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some requests of a batch and their candidates."""
+
+    histories: Histories
+    item_rows: IntArray
+    users: FloatArray
+    text: FloatArray | None
+
+    @classmethod
+    def of(cls, histories: Histories, retrieved: Retrieved, users: NDArray[np.bool_]) -> Self:
+        """Those where `users` [B] is True."""
+        rows, text = retrieved.candidates.item_rows, retrieved.text
+        if users.all():
+            return cls(histories, rows, retrieved.users, text)
+        return cls(
+            histories.select(np.flatnonzero(users)), rows[users], retrieved.users[users],
+            None if text is None else text[users],
+        )
+
+
+def _add(shares: dict[str, FloatArray], parts: Mapping[str, FloatArray], factor: float) -> None:
+    for name, part in parts.items():
+        scaled = (np.float32(factor) * part).astype(np.float32)
+        shares[name] = shares[name] + scaled if name in shares else scaled
 
 
 def _at(values: NDArray[Scalar], places: IntArray, empty: float) -> NDArray[Scalar]:

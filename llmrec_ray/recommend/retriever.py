@@ -48,6 +48,8 @@ class Retriever:
         self._sources = {
             source: n for source, n in policy.candidates.items() if source in {"neural", *bundle.signals}
         }
+        self._n_cold = policy.candidates.get("cold", 0) if policy.cold_scale and policy.cold_weights else 0
+        self._policy = policy
         self._release_id = release_id
 
     def retrieve(self, batch: RequestBatch, encoded: Encoded | None) -> Retrieved:
@@ -64,6 +66,8 @@ class Retriever:
             source: self._propose(source, max(n, int(batch.k.max())), batch.histories, users, text, allowed)
             for source, n in self._sources.items()
         }
+        if self._n_cold and len(self._bundle.cold):
+            proposed["cold"] = self._propose_cold(batch.histories, users, allowed)
         self._backfill(batch, allowed, proposed)
         candidates = _merge(proposed)
         timings_ms = {**before_ms, "retrieve": (perf_counter() - start) * 1000}
@@ -103,6 +107,15 @@ class Retriever:
             return self._nearest(users, n, allowed)
         scores = self._bundle.score_signal(source, histories, text)
         return _best_allowed(scores, allowed, n)
+
+    def _propose_cold(self, histories: Histories, users: FloatArray, allowed: Mask) -> Mask:
+        """[B, N] True for the best allowed items without a train event; none for people without a history."""
+        rows = self._bundle.cold.rows
+        proposed = np.zeros(allowed.shape, np.bool_)
+        scores = self._bundle.blend_cold(histories, users, self._policy)
+        scores[histories.lengths == 0] = -np.inf
+        proposed[:, rows] = _best_allowed(scores, allowed[:, rows], self._n_cold)
+        return proposed
 
     def _nearest(self, users: FloatArray, n: int, allowed: Mask) -> Mask:
         """The n nearest allowed items; where filters leave too few of those fetched, all are looked at."""

@@ -4,6 +4,7 @@ Numpy and SciPy only; no Ray, no torch. How signals become one score is `late`.
 """
 
 from llmrec_ray.signals.base import Signal
+from llmrec_ray.signals.cold import ColdItems, ItemKernel, Propagation
 from llmrec_ray.signals.ease import Ease
 from llmrec_ray.signals.ials import Ials
 from llmrec_ray.signals.item_knn import ItemKnn
@@ -14,11 +15,14 @@ from llmrec_ray.signals.tfidf import TfidfContent
 
 __all__ = [
     "Calibration",
+    "ColdItems",
     "Ease",
     "FusionPolicy",
     "Ials",
+    "ItemKernel",
     "ItemKnn",
     "Popularity",
+    "Propagation",
     "Signal",
     "TextCosine",
     "TfidfContent",

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from llmrec_ray.config import SignalName, SourceName
+from llmrec_ray.config import ColdSignalName, SignalName, SourceName
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Calibration", "FusionPolicy", "WeightSearch", "fuse", "search_weights"]
 
-Weights = dict[SignalName, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Weights = dict[SignalName, Weight]
+ColdWeights = dict[ColdSignalName, Weight]
 STEPS = (0.5, 0.3, 0.2, 0.1, 0.05)
 MIN_GAIN = 1e-4
 SEARCHES = 10
@@ -63,12 +65,16 @@ class FusionPolicy(BaseModel):
     """For a text (query or profile) without a history."""
     query_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """How much `query_weights` count, beside `weights`, for a text with a history."""
-    cold_weights: Weights = {"popularity": 1.0}
+    unknown_weights: Weights = {"popularity": 1.0}
     """For a person about whom nothing is known."""
+    cold_weights: ColdWeights = {}
+    """For items without a train event, when a person has a history; empty where there are none."""
+    cold_scale: Weight = 1.0
+    """How far items without a train event may rise among the others; 0 leaves them in the middle of the catalogue."""
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> FusionPolicy:
-        policies = (self.weights, self.query_weights, self.cold_weights)
+        policies = (self.weights, self.query_weights, self.unknown_weights)
         if not all(any(weights.values()) for weights in policies):
             raise ValueError("every fusion weight is 0, so nothing would rank items: give a signal a weight")
         if not self.candidates:

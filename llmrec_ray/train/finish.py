@@ -39,6 +39,7 @@ from llmrec_ray.signals import (
     search_weights,
     to_text_space,
 )
+from llmrec_ray.train.cold import ColdStart
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 SELECTION_K = 10
 MAX_VALIDATION_SCORES = 50_000_000
+CALIBRATION_USERS = 1_000
 CHECKED_USERS = 8
 CHECKED_TEXTS = 32
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.99, "int8": 0.95}
@@ -144,18 +146,32 @@ def _assemble(
         text, encoder, change = _texts(recipe, dataset, *raw, trained, model, workspace)
         signals = signals | {"text": TextCosine(text.vectors)}
     vectors = _vectors(text)
-    item_vectors = catalogue_vectors(model, vectors)
-    scorer = Scorer(model, item_vectors, signals)
-    fusion = _fuse_on_validation(recipe, dataset, scorer)
     ease, popularity = signals.get("item_item"), signals["popularity"]
     assert isinstance(ease, Ease | None) and isinstance(popularity, Popularity)
+    cold = ColdStart.of(dataset, vectors)
+    learned = catalogue_vectors(model, vectors)
+    item_vectors, item_item = cold.fill(learned, ease)
+    filled = signals if item_item is None else signals | {"item_item": item_item}
+    scorer = Scorer(model, item_vectors, filled, cold.rows)
+    fusion = _fuse_on_validation(recipe, dataset, scorer)
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
         encoder=encoder, text_vectors=vectors, text_center=_center(text),
-        trained_center=None if raw is None else raw[1], item_vectors=item_vectors, ease=ease, popularity=popularity,
-        calibration=fusion.calibration, policy=_policy(recipe, scorer, fusion),
+        trained_center=None if raw is None else raw[1], item_vectors=item_vectors, ease=item_item,
+        popularity=popularity, calibration=fusion.calibration, cold_rows=cold.rows,
+        cold_calibration=_calibrate_cold(recipe, dataset, scorer, cold, (learned, ease, vectors)),
+        policy=_policy(recipe, scorer, fusion),
     )
     return scorer, parts, _metrics(trained, fusion) | change
+
+
+def _calibrate_cold(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, cold: ColdStart,
+    known: tuple[FloatArray, Ease | None, FloatArray | None],
+) -> Calibration:
+    """`known`: item vectors and item-item signal before cold items were filled in, and text vectors."""
+    seen = dataset.histories("train").select(_validation_users(recipe, dataset)[:CALIBRATION_USERS])
+    return cold.calibrate(scorer.user_vectors(seen), seen, *known)
 
 
 def _vectors(text: TextSpace | None) -> FloatArray | None:
@@ -205,10 +221,13 @@ def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
 
 
 def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fusion:
-    """Calibrate every signal and choose the fusion weights on stored scores of the validation split."""
+    """Calibrate every signal and choose the fusion weights on stored scores of the validation split, where cold items,
+    which have weights of their own, stay in the middle of the catalogue."""
     positions = _validation_users(recipe, dataset)
     seen, targets = dataset.histories("train").select(positions), dataset.targets("validation")[positions]
     scores = scorer.score_all(seen)
+    for raw in scores.values():
+        raw[:, scorer.cold.rows] = np.nan
     calibration = Calibration.fit(scores, seen)
     fixed = _fixed_weights(recipe, scorer)
     if fixed is not None:
@@ -224,11 +243,12 @@ def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fu
 
 
 def _validation_users(recipe: Recipe, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """All users, or as many drawn at random as keep the score arrays within MAX_VALIDATION_SCORES each."""
-    users, most = len(dataset.users), max(1, MAX_VALIDATION_SCORES // len(dataset.items))
-    if users <= most:
-        return np.arange(users)
-    return np.sort(np.random.default_rng(recipe.seed).choice(users, most, replace=False))
+    """All users who have a target, or as many drawn at random as keep the score arrays within MAX_VALIDATION_SCORES
+    each."""
+    users, most = np.flatnonzero(dataset.targets("validation") >= 0), MAX_VALIDATION_SCORES // len(dataset.items)
+    if len(users) <= max(1, most):
+        return users
+    return np.sort(np.random.default_rng(recipe.seed).choice(users, max(1, most), replace=False))
 
 
 def _fixed_weights(recipe: Recipe, scorer: Scorer) -> dict[str, float] | None:
@@ -247,8 +267,11 @@ def _existing(wanted: Sequence[SignalName], scorer: Scorer) -> list[SignalName]:
 
 def _policy(recipe: Recipe, scorer: Scorer, fusion: _Fusion) -> FusionPolicy:
     candidates = recipe.retrieval.candidates
-    sources = {name: count for name, count in candidates.items() if name in scorer.signal_names}
-    return FusionPolicy.model_validate({"weights": fusion.weights, "candidates": sources})
+    sources = {name: count for name, count in candidates.items() if name in {"cold", *scorer.signal_names}}
+    cold = {name: weight for name, weight in recipe.fusion.cold_weights.items() if name in scorer.signal_names}
+    return FusionPolicy.model_validate({
+        "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale
+    })
 
 
 def _metrics(trained: TrainedModel, fusion: _Fusion) -> dict[str, Any]:
@@ -293,13 +316,15 @@ def _check_encoder(bundle: Bundle, dataset: Dataset) -> None:
 
 
 def _check_ranking(bundle: Bundle, recipe: Recipe, dataset: Dataset, trained: TrainedModel) -> None:
-    users = _validation_users(recipe, dataset)
-    if len(users) < len(dataset.users):
+    users, targets = _validation_users(recipe, dataset), dataset.targets("validation")
+    if len(users) < (targets >= 0).sum():
         return
-    seen = dataset.histories("train")
+    seen = dataset.histories("train").select(users)
+    item_vectors = bundle.item_vectors.copy()
+    item_vectors[bundle.cold.rows] = catalogue_vectors(bundle.model, bundle.text_vectors)[bundle.cold.rows]
     ranks = [
-        target_ranks(mask_seen(bundle.user_vectors(part) @ bundle.item_vectors.T, part), targets)
-        for part, targets in _in_batches(seen, dataset.targets("validation"), recipe.evaluate.batch_users)
+        target_ranks(mask_seen(bundle.user_vectors(part) @ item_vectors.T, part), own)
+        for part, own in _in_batches(seen, targets[users], recipe.evaluate.batch_users)
     ]
     found, measured = ndcg(np.concatenate(ranks), SELECTION_K), trained.best["ndcg@10"]
     if abs(found - measured) > MOST_NDCG_CHANGE:
