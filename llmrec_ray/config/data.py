@@ -8,9 +8,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from llmrec_ray.config.section import Fraction, Section, Uri
 
-__all__ = ["DataConfig", "FileFormat", "LogColumns", "LogConfig", "TableConfig"]
+__all__ = [
+    "COLD_FOLDS", "COLD_VALIDATION_FOLD", "DataConfig", "FileFormat", "LogColumns", "LogConfig", "Split", "TableConfig",
+]
+
+COLD_FOLDS = 10
+COLD_VALIDATION_FOLD = 1
 
 FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
+Split = Literal["leave_one_out", "cold_items", "global_time"]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class LogColumns(Section):
@@ -64,7 +71,7 @@ class TableConfig(Section):
     template: str
     """Text for the encoder, columns in braces: "{title} ({year}). Genres: {genres}"."""
     attributes: tuple[str, ...] = ()
-    """Columns kept beside the text for request filters."""
+    """Columns kept beside the text: those of items for request filters, those of users as facts about them."""
 
 
 class DataConfig(Section):
@@ -77,21 +84,54 @@ class DataConfig(Section):
     items: TableConfig | None = None
     """Item descriptions; without them the text signal is off and items have only their ids."""
     users: TableConfig | None = None
-    """User descriptions (profiles), kept with the Dataset; no signal reads them."""
+    """User descriptions (profiles), kept with the Dataset."""
     min_user_interactions: PositiveInt = 5
-    """k-core: users with fewer events are dropped (3 is the least that a leave-one-out split can use)."""
+    """k-core: users with fewer events are dropped (3 is the least that a leave_one_out split can use)."""
     min_item_interactions: PositiveInt = 1
     """k-core: items with fewer events are dropped."""
     max_bad_ratio: Fraction = 0.01
     """Stop when a larger share of rows than this is quarantined."""
-    split: Literal["leave_one_out"] = "leave_one_out"
-    """Last event of each user = test, second last = validation, rest = train."""
+    split: Split = "leave_one_out"
+    """`leave_one_out`: a user's last event = test, second last = validation. `cold_items`: two folds of the items are
+    held out as well, to measure items that nobody has met. `global_time`: everything after one moment is held out."""
+    cold_fold: Annotated[int, Field(ge=0, lt=COLD_FOLDS)] = 0
+    """Which tenth of the items, by the hash of their ids, is the test fold of `cold_items`; fold 1 is validation's."""
+    time_shares: tuple[Share, Share] = (0.1, 0.1)
+    """Shares of all events that `global_time` gives to validation and, the newest, to test."""
 
     @model_validator(mode="after")
     def _check_split_needs_three(self) -> DataConfig:
-        if self.min_user_interactions < 3:
+        if self.split == "leave_one_out" and self.min_user_interactions < 3:
             raise ValueError(
                 f"min_user_interactions is {self.min_user_interactions}, but a leave_one_out split needs 3 events "
                 "per user (train, validation, test): set data.min_user_interactions to 3 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cold_fold(self) -> DataConfig:
+        if self.cold_fold and self.split != "cold_items":
+            raise ValueError(
+                f"cold_fold is {self.cold_fold}, but it has no effect with split {self.split}: set data.split to "
+                "cold_items, or leave cold_fold out"
+            )
+        if self.cold_fold == COLD_VALIDATION_FOLD:
+            raise ValueError(
+                f"cold_fold is {self.cold_fold}, which is the fold that settings are chosen on: set data.cold_fold to "
+                "0 or to one of 2 to 9"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_time_shares(self) -> DataConfig:
+        if self.time_shares != (0.1, 0.1) and self.split != "global_time":
+            raise ValueError(
+                f"time_shares is {self.time_shares}, but it has no effect with split {self.split}: set data.split to "
+                "global_time, or leave time_shares out"
+            )
+        if sum(self.time_shares) >= 1:
+            raise ValueError(
+                f"time_shares {self.time_shares} add up to {sum(self.time_shares):g}, so that nothing is left to train "
+                "on: lower them"
             )
         return self

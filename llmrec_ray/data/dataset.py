@@ -7,17 +7,19 @@ histories. This module does not know where the rows came from.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 
 from llmrec_ray.artifact import Artifact, open_artifact
+from llmrec_ray.config.data import Split
 from llmrec_ray.types import Columns, Histories, IntArray, SplitName
 from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["Dataset"]
 
+HeldOut: TypeAlias = Literal["validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -88,10 +90,64 @@ class Dataset:
         """The recipe's attribute columns in item_row order; null where the catalogue gives none."""
         return pl.read_parquet(self.artifact.path / "item_attributes.parquet").drop(Columns.ITEM_ROW)
 
+    @cached_property
+    def user_attributes(self) -> pl.DataFrame:
+        """The recipe's attribute columns of data.users in user_row order; null where the table gives none, and no
+        column in a Dataset of a version that kept none."""
+        path = self.artifact.path / "user_attributes.parquet"
+        return pl.read_parquet(path).drop(Columns.USER_ROW) if path.exists() else pl.DataFrame()
+
+    @property
+    def split(self) -> Split:
+        """How the events were split: leave_one_out, cold_items or global_time."""
+        split: Split = self.artifact.manifest.config["data"]["split"]
+        return split
+
     def histories(self, through: SplitName) -> Histories:
-        """Everybody's events up to and including a split, oldest first; user_rows = 0 … n_users - 1."""
-        wanted = SPLITS[: SPLITS.index(through) + 1]
-        events = self.interactions.filter(pl.col(Columns.SPLIT).is_in(wanted))
+        """Everybody's events up to and including a split, oldest first; user_rows = 0 … n_users - 1.
+
+        "train" is what models learn from, "validation" what is known when test targets are ranked, and "test" all
+        that is known at all, events of held-out items included: what serving starts from. With global_time a target
+        is the first event of its window, so the user's later ones of that window are in no history before it.
+        """
+        return self._histories(self._events(through))
+
+    def cold_histories(self, split: HeldOut) -> Histories:
+        """What is known of everybody when `cold_pairs(split)` are ranked: no item of a held-out fold.
+
+        "validation" is the train split, so that nothing chosen on it has seen the warm targets; "test" is all events
+        of the items that are not held out.
+        """
+        if split == "validation":
+            return self.histories("train")
+        return self._histories(self.interactions.filter(pl.col(Columns.SPLIT).is_in(SPLITS)))
+
+    def history_times(self, through: SplitName) -> IntArray:
+        """When each event of `histories(through)` happened, in its order, [E] int64 unix seconds."""
+        return _seconds(self._events(through))
+
+    def targets(self, split: HeldOut) -> IntArray:
+        """The item row to predict for every user, [n_users] int64: the first event in the split, -1 without one."""
+        first = self._first_events(split)
+        return self._per_user(first, first[Columns.ITEM_ROW].to_numpy())
+
+    def target_times(self, split: HeldOut) -> IntArray:
+        """When the target happened, [n_users] int64 unix seconds, -1 for users without one."""
+        first = self._first_events(split)
+        return self._per_user(first, _seconds(first))
+
+    def cold_pairs(self, split: HeldOut) -> tuple[IntArray, IntArray]:
+        """The events of the items that `cold_items` held out for a split: user rows [P] and item rows [P], int64,
+        sorted by user; none under any other split."""
+        events = self.interactions.filter(pl.col(Columns.SPLIT).cast(pl.String) == f"cold_{split}")
+        return events[Columns.USER_ROW].to_numpy().copy(), events[Columns.ITEM_ROW].to_numpy().copy()
+
+    def _events(self, through: SplitName) -> pl.DataFrame:
+        if through == "test":
+            return self.interactions
+        return self.interactions.filter(pl.col(Columns.SPLIT).is_in(SPLITS[: SPLITS.index(through) + 1]))
+
+    def _histories(self, events: pl.DataFrame) -> Histories:
         counts = np.bincount(events[Columns.USER_ROW].to_numpy(), minlength=len(self.users))
         return Histories(
             user_rows=np.arange(len(self.users), dtype=np.int64),
@@ -99,14 +155,20 @@ class Dataset:
             item_rows=events[Columns.ITEM_ROW].to_numpy().astype(np.int64),
         )
 
-    def targets(self, split: Literal["validation", "test"]) -> IntArray:
-        """The held-out item row of every user, [n_users] int64."""
+    def _first_events(self, split: HeldOut) -> pl.DataFrame:
         events = self.interactions.filter(pl.col(Columns.SPLIT) == split)
-        assert events[Columns.USER_ROW].to_list() == list(range(len(self.users))), (
-            "a user without exactly one held-out event. This is a bug."
-        )
-        return events[Columns.ITEM_ROW].to_numpy().astype(np.int64)
+        return events.unique(Columns.USER_ROW, keep="first", maintain_order=True)
+
+    def _per_user(self, first: pl.DataFrame, values: IntArray) -> IntArray:
+        every = np.full(len(self.users), -1, np.int64)
+        every[first[Columns.USER_ROW].to_numpy()] = values
+        return every
 
     @cached_property
     def _item_texts(self) -> pl.DataFrame:
         return pl.read_parquet(self.artifact.path / "item_texts.parquet")
+
+
+def _seconds(events: pl.DataFrame) -> IntArray:
+    seconds: IntArray = events[Columns.TIMESTAMP].dt.epoch("s").to_numpy().astype(np.int64)
+    return seconds

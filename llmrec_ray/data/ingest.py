@@ -21,6 +21,7 @@ from llmrec_ray.config import DataConfig, Recipe
 from llmrec_ray.data.filters import ORDER, Filtered, filter_events
 from llmrec_ray.data.parse import ParsedFile
 from llmrec_ray.data.sources import TableName, find_sources
+from llmrec_ray.data.splits import assign_splits
 from llmrec_ray.data.spread import parse_files
 from llmrec_ray.data.tables import Descriptions, describe
 from llmrec_ray.errors import BadRowsError, EmptyResultError
@@ -31,7 +32,6 @@ __all__ = ["ingest"]
 
 PART_ROWS = 4_000_000
 EXAMPLES = 3
-SPLIT_TYPE = pl.Enum(["train", "validation", "test"])
 
 
 def ingest(
@@ -80,6 +80,7 @@ class _Tables:
         self.users.save(folder / "vocabulary" / "users.parquet")
         self.items.save(folder / "vocabulary" / "items.parquet")
         self.user_descriptions.texts.write_parquet(folder / "user_texts.parquet")
+        self.user_descriptions.attributes.write_parquet(folder / "user_attributes.parquet")
         self.item_descriptions.texts.write_parquet(folder / "item_texts.parquet")
         self.item_descriptions.attributes.write_parquet(folder / "item_attributes.parquet")
         self.quarantine.write_parquet(folder / "quarantine.parquet")
@@ -139,7 +140,7 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
         "table_rows_quarantined": sum(len(f.quarantine) for f in parsed) - law["rows_quarantined"],
     }
     return _Tables(
-        interactions=_split(_with_rows(filtered.events, users, items)),
+        interactions=_split(_with_rows(filtered.events, users, items), data),
         users=users, items=items, user_descriptions=user_descriptions, item_descriptions=item_descriptions,
         quarantine=pl.concat(file.quarantine for file in parsed).rechunk(),
         metrics=metrics,
@@ -188,13 +189,6 @@ def _row(column: str, vocabulary: Vocabulary) -> pl.Expr:
     return pl.col(column).replace_strict(ids, rows, return_dtype=pl.Int64)
 
 
-def _split(events: pl.DataFrame) -> pl.DataFrame:
-    """Leave one out: a user's last event = test, second last = validation; ties keep the log's order."""
-    ordered = events.sort(Columns.USER_ROW, *ORDER)
-    age = pl.int_range(pl.len()).reverse().over(Columns.USER_ROW)
-    held_out = pl.when(age == 0).then(pl.lit("test")).when(age == 1).then(pl.lit("validation"))
-    split = held_out.otherwise(pl.lit("train"))
-    return ordered.select(
-        Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE,
-        split.cast(SPLIT_TYPE).alias(Columns.SPLIT),
-    ).rechunk()
+def _split(events: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
+    columns = (Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE, Columns.SPLIT)
+    return assign_splits(events.sort(Columns.USER_ROW, *ORDER), data).select(columns).rechunk()

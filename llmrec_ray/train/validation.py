@@ -40,7 +40,7 @@ def validate(
     catalogue = catalogue_vectors(model, _texts(module, inputs, workers, precision))
     scale = None if inputs.late is None else _score_deviation(model, catalogue, inputs, workers, batch_users)
     totals = np.zeros(4)
-    for users, histories in _batches(inputs.histories, workers, batch_users):
+    for users, histories in _batches(inputs, workers, batch_users):
         scores = user_matrix(model, catalogue, histories) @ catalogue.T
         ranks = target_ranks(mask_seen(scores, histories), inputs.targets[users])
         totals[:3] += len(users), ndcg_gains(ranks, K).sum(), (ranks <= K).sum()
@@ -73,13 +73,13 @@ def _on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
 
 
 def _batches(
-    histories: Histories, workers: Workers, batch_users: int
+    inputs: TrainingInputs, workers: Workers, batch_users: int
 ) -> Iterator[tuple[IntArray, Histories]]:
-    """This worker's users, in batches: their positions and histories."""
-    mine = np.arange(workers.rank, len(histories), workers.world_size)
+    """This worker's users who have a target, in batches: their positions and histories."""
+    mine = np.flatnonzero(inputs.targets >= 0)[workers.rank :: workers.world_size]
     for start in range(0, len(mine), batch_users):
         users = mine[start : start + batch_users]
-        yield users, histories.select(users)
+        yield users, inputs.histories.select(users)
 
 
 def _score_deviation(
@@ -92,7 +92,7 @@ def _score_deviation(
     """Standard deviations of the neural and the partner's scores over all pairs a user has not seen."""
     assert inputs.late is not None, "deviation of a missing partner. This is a bug."
     sums = np.zeros((2, 3))
-    for users, histories in _batches(inputs.histories, workers, batch_users):
+    for users, histories in _batches(inputs, workers, batch_users):
         neural = user_matrix(model, catalogue, histories) @ catalogue.T
         unseen = np.isfinite(mask_seen(neural, histories))
         sums += _moments(neural[unseen]), _moments(inputs.late.scores[users][unseen])
