@@ -20,6 +20,7 @@ from llmrec_ray.types import Histories
 
 N_USERS = N_ITEMS = 40
 CONFIG = ModelConfig(embedding_size=16, history_length=10, ncf_hidden=(16,))
+TRANSFORMER = CONFIG.model_copy(update={"user_tower": "transformer", "dropout": 0.1})
 SETTINGS = {"seed": 0, "batch_size": 16, "negatives": 16}
 
 
@@ -81,10 +82,13 @@ def colour_ndcg(scores: np.ndarray, histories: Histories) -> float:
     )
 
 
-@pytest.mark.parametrize("item_vector", ["feature", "id", "text"])
-def test_a_checkerboard_is_learnt_by_both_heads(item_vector):
+@pytest.mark.parametrize(("item_vector", "config"), [
+    ("feature", CONFIG), ("id", CONFIG), ("text", CONFIG), ("feature", TRANSFORMER),
+    *[("feature", CONFIG.model_copy(update={"ncf_head": head})) for head in ("gmf", "mlp")],
+])
+def test_a_checkerboard_is_learnt_by_both_heads(item_vector, config):
     histories, _ = board()
-    step = module(item_vector)
+    step = module(item_vector, config)
     train(step, histories, epochs=12)
     catalogue = catalogue_vectors(step.model, colours())
     users = user_matrix(step.model, catalogue, histories)
@@ -111,8 +115,9 @@ def test_the_loss_falls_and_repeats_exactly_under_a_seed():
     assert np.mean(first[-5:]) < np.mean(first[:5])
 
 
-def test_gradients_reach_every_parameter_and_the_text_table_has_none():
-    step = module()
+@pytest.mark.parametrize("config", [CONFIG, TRANSFORMER], ids=["decayed means", "transformer"])
+def test_gradients_reach_every_parameter_and_the_text_table_has_none(config):
+    step = module(config=config)
     step(first_batch(board()[0])).backward()
     without = [name for name, p in step.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert without == []
@@ -144,10 +149,10 @@ def test_the_ncf_head_does_not_pull_on_the_towers():
         torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_gradients_averaged_over_workers_equal_those_of_one(world_size):
+@pytest.mark.parametrize(("world_size", "config"), [(2, CONFIG), (3, CONFIG), (5, CONFIG), (3, TRANSFORMER)])
+def test_gradients_averaged_over_workers_equal_those_of_one(world_size, config):
     windows = make_windows(board()[0], 10)
-    step = module(config=CONFIG.model_copy(update={"dropout": 0.0, "id_dropout": 0.5}))
+    step = module(config=config.model_copy(update={"dropout": 0.0, "id_dropout": 0.5}))
 
     def gradients(rank: int, world: int) -> list[dict[str, torch.Tensor]]:
         found = []
@@ -171,9 +176,10 @@ def test_a_position_never_competes_with_its_own_target():
         assert step(batch).item() == 0.0, "item 3 is the only negative, and everybody's target"
 
 
-def test_a_worker_without_windows_has_a_loss_of_zero_and_gradients():
+@pytest.mark.parametrize("config", [CONFIG, TRANSFORMER], ids=["decayed means", "transformer"])
+def test_a_worker_without_windows_has_a_loss_of_zero_and_gradients(config):
     histories = Histories.from_lists([[1, 2, 3]], [0])
-    step = module()
+    step = module(config=config)
     [idle] = next(make_windows(histories, 10).epoch(0, **SETTINGS, rank=1, world_size=2))
     loss = step(idle)
     loss.backward()

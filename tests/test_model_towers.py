@@ -6,10 +6,21 @@ import torch
 
 from llmrec_ray.config import ModelConfig
 from llmrec_ray.model import FusionRecommender, catalogue_vectors, make_windows, ncf, user_matrix
+from llmrec_ray.model.towers import ncf_head
+from llmrec_ray.model.transformer import reaches
 from llmrec_ray.types import Histories
 
 N_USERS, N_ITEMS, TEXT_SIZE, LENGTH = 6, 30, 5, 4
 CONFIG = ModelConfig(embedding_size=8, history_length=LENGTH, ncf_hidden=(8, 4))
+TRANSFORMER = ModelConfig(
+    embedding_size=8, history_length=LENGTH, ncf_hidden=(8, 4), user_tower="transformer", transformer_layers=2
+)
+
+
+@pytest.fixture(params=[CONFIG, TRANSFORMER], ids=["decayed means", "transformer"])
+def config(request) -> ModelConfig:
+    """Every user tower keeps the same laws."""
+    return request.param
 
 
 def recommender(item_vector: str = "feature", config: ModelConfig = CONFIG) -> FusionRecommender:
@@ -36,8 +47,8 @@ def histories() -> Histories:
 
 
 @pytest.mark.parametrize("item_vector", ["feature", "id", "text"])
-def test_training_equals_inference_at_every_position(item_vector, text, histories):
-    model = recommender(item_vector)
+def test_training_equals_inference_at_every_position(item_vector, config, text, histories):
+    model = recommender(item_vector, config)
     catalogue = catalogue_vectors(model, text)
     items = torch.from_numpy(catalogue[:, :-1])
     compared = 0
@@ -55,8 +66,8 @@ def test_training_equals_inference_at_every_position(item_vector, text, historie
     assert compared == histories.lengths.sum()
 
 
-def test_the_future_is_never_read(text, histories):
-    model = recommender()
+def test_the_future_is_never_read(config, text, histories):
+    model = recommender(config=config)
     history = torch.randn(2, 2 * LENGTH - 1, 8)
     mask = torch.ones(history.shape[:2], dtype=torch.bool)
     changed = history.clone()
@@ -70,15 +81,43 @@ def test_the_future_is_never_read(text, histories):
     assert not torch.allclose(before[:, -1], after[:, -1])
 
 
-def test_only_the_newest_items_within_the_history_length_count(text):
-    model = recommender()
+def test_only_the_newest_items_within_the_history_length_count(config, text):
+    model = recommender(config=config)
     catalogue = catalogue_vectors(model, text)
     long, short = Histories.from_lists([[9, 8, 1, 2, 3, 4]]), Histories.from_lists([[1, 2, 3, 4]])
     np.testing.assert_array_equal(user_matrix(model, catalogue, long), user_matrix(model, catalogue, short))
+    shorter = Histories.from_lists([[2, 3, 4]])
+    assert np.abs(user_matrix(model, catalogue, short) - user_matrix(model, catalogue, shorter)).max() > 1e-3
 
 
-def test_an_unknown_user_and_an_empty_history_have_finite_vectors(text):
-    model = recommender()
+@pytest.mark.parametrize(("length", "layers", "expected"), [
+    (50, 2, [24, 25]), (50, 1, [49]), (10, 3, [3, 3, 3]), (12, 4, [2, 3, 3, 3]), (1, 2, [0, 0]), (2, 3, [0, 0, 1]),
+])
+def test_the_layers_of_a_transformer_look_back_over_the_history_length_together(length, layers, expected):
+    assert reaches(length, layers) == expected
+
+
+@pytest.mark.parametrize(("length", "layers", "heads"), [(1, 2, 4), (2, 1, 1), (5, 3, 8)])
+def test_a_transformer_of_any_depth_reads_the_oldest_item_of_its_history_and_none_before(length, layers, heads, text):
+    model = recommender(config=TRANSFORMER.model_copy(update={
+        "history_length": length, "transformer_layers": layers, "transformer_heads": heads}))
+    catalogue = catalogue_vectors(model, text)
+    past = list(range(10, 10 + length))
+    same, changed = Histories.from_lists([past, [1, *past]]), Histories.from_lists([past, [1, *past[1:]]])
+    users, others = user_matrix(model, catalogue, same), user_matrix(model, catalogue, changed)
+    np.testing.assert_allclose(users[0], users[1], atol=1e-6)
+    assert np.abs(others[0] - others[1]).max() > 1e-4
+
+
+def test_a_transformer_reads_the_order_of_a_history(text):
+    model = recommender(config=TRANSFORMER)
+    catalogue = catalogue_vectors(model, text)
+    users = user_matrix(model, catalogue, Histories.from_lists([[1, 2, 3], [2, 1, 3]]))
+    assert np.abs(users[0] - users[1]).max() > 1e-3
+
+
+def test_an_unknown_user_and_an_empty_history_have_finite_vectors(config, text):
+    model = recommender(config=config)
     catalogue = catalogue_vectors(model, text)
     people = Histories.from_lists([[1, 2], [1, 2], [], []], [3, -1, 3, -1])
     users = user_matrix(model, catalogue, people)
@@ -86,8 +125,8 @@ def test_an_unknown_user_and_an_empty_history_have_finite_vectors(text):
     assert len(np.unique(users.round(5), axis=0)) == 4, "the user embedding and the history both matter"
 
 
-def test_without_user_embedding_a_known_user_is_only_their_history(text):
-    model = recommender(config=CONFIG.model_copy(update={"user_embedding": False}))
+def test_without_user_embedding_a_known_user_is_only_their_history(config, text):
+    model = recommender(config=config.model_copy(update={"user_embedding": False}))
     catalogue = catalogue_vectors(model, text)
     users = user_matrix(model, catalogue, Histories.from_lists([[1, 2], [1, 2]], [3, -1]))
     np.testing.assert_array_equal(users[0], users[1])
@@ -111,8 +150,8 @@ def test_a_hidden_id_leaves_the_text_alone(text):
     torch.testing.assert_close(hidden[1], model.item_vectors(rows, some)[1])
 
 
-def test_a_text_stands_in_the_history_as_its_newest_item(text, histories):
-    model = recommender("text")
+def test_a_text_stands_in_the_history_as_its_newest_item(config, text, histories):
+    model = recommender("text", config)
     catalogue = catalogue_vectors(model, text)
     said = np.zeros((len(histories), TEXT_SIZE), np.float32)
     said[[0, 4]] = text[[20, 21]]
@@ -124,8 +163,8 @@ def test_a_text_stands_in_the_history_as_its_newest_item(text, histories):
     np.testing.assert_allclose(asked, bought, atol=1e-5)
 
 
-def test_a_text_without_any_history_is_enough(text):
-    model = recommender()
+def test_a_text_without_any_history_is_enough(config, text):
+    model = recommender(config=config)
     catalogue = catalogue_vectors(model, text)
     nobody = Histories.from_lists([[], []])
     users = user_matrix(model, catalogue, nobody, text[:2])
@@ -143,8 +182,8 @@ def test_the_neural_score_is_one_dot_product_with_the_bias_inside(text, historie
     np.testing.assert_array_equal(users[:, -1], 1.0)
 
 
-def test_a_batch_of_users_equals_one_user_at_a_time(text, histories):
-    model = recommender()
+def test_a_batch_of_users_equals_one_user_at_a_time(config, text, histories):
+    model = recommender(config=config)
     catalogue = catalogue_vectors(model, text)
     rows = np.tile(np.array([[0, 7, -1, 29]]), (len(histories), 1))
     users = user_matrix(model, catalogue, histories)
@@ -175,3 +214,23 @@ def test_no_users_give_no_rows(text):
 def test_the_same_seed_makes_the_same_model():
     first, second = recommender().state_dict(), recommender().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
+def test_every_ncf_head_scores_all_pairs_and_shares_candidates(kind):
+    torch.manual_seed(0)
+    head, users, items = ncf_head(kind, 8, (6, 4)), torch.randn(3, 8), torch.randn(1, 5, 8)
+    scores = head(users, items)
+    assert scores.shape == (3, 5)
+    torch.testing.assert_close(scores, head(users, items.expand(3, -1, -1)))
+    torch.testing.assert_close(scores[1:2, 2:3], head(users[1:2], items[:, 2:3]))
+
+
+def test_neumf_is_the_sum_of_gmf_and_mlp():
+    torch.manual_seed(0)
+    both, users, items = ncf_head("neumf", 8, (6, 4)), torch.randn(3, 8), torch.randn(1, 5, 8)
+    parts = [ncf_head("gmf", 8, (6, 4)), ncf_head("mlp", 8, (6, 4))]
+    for part in parts:
+        part.load_state_dict({name: tensor for name, tensor in both.state_dict().items() if name in part.state_dict()})
+    torch.testing.assert_close(both(users, items), parts[0](users, items) + parts[1](users, items))
+    torch.testing.assert_close(parts[0](users, items), (users[:, None] * items) @ both.product.weight[0])

@@ -1,4 +1,4 @@
-"""The recommender: item tower, user tower and NeuMF head behind one state dict.
+"""The recommender: item tower, user tower and NCF head behind one state dict.
 
 Turns rows, text vectors and histories into vectors whose dot product (plus item bias) is the neural score. It
 knows no vocabulary, no batch and no loss. Shapes as in `towers`.
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_ray.config import ModelConfig
-from llmrec_ray.model.towers import ItemTower, ItemVector, NcfHead, UserTower
+from llmrec_ray.model.towers import ItemTower, ItemVector, UserTower, ncf_head
+from llmrec_ray.model.transformer import TransformerTower
 
 __all__ = ["FusionRecommender"]
 
@@ -29,15 +30,8 @@ class FusionRecommender(nn.Module):
         self.item_vector: ItemVector = item_vector
         self.n_users, self.n_items, self.text_size = n_users, n_items, text_size
         self.items = ItemTower(item_vector, n_items, text_size, config.embedding_size)
-        self.users = UserTower(
-            n_users,
-            config.embedding_size,
-            history_length=config.history_length,
-            time_constants=config.time_constants,
-            user_embedding=config.user_embedding,
-            dropout=config.dropout,
-        )
-        self.ncf = NcfHead(config.embedding_size, config.ncf_hidden)
+        self.users = _user_tower(config, n_users)
+        self.ncf = ncf_head(config.ncf_head, config.embedding_size, config.ncf_hidden)
 
     @property
     def reads_text(self) -> bool:
@@ -87,6 +81,19 @@ class FusionRecommender(nn.Module):
         return vectors
 
     def ncf_scores(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
-        """[B, C] scores of the NeuMF head; `item_BCD` may be [1, C, D]."""
+        """[B, C] scores of the NCF head; `item_BCD` may be [1, C, D]."""
         scores: Tensor = self.ncf(user_BD, item_BCD)
         return scores
+
+
+def _user_tower(config: ModelConfig, n_users: int) -> UserTower | TransformerTower:
+    size = config.embedding_size
+    if config.user_tower == "transformer":
+        return TransformerTower(
+            n_users, size, history_length=config.history_length, n_layers=config.transformer_layers,
+            n_heads=config.transformer_heads, user_embedding=config.user_embedding, dropout=config.dropout,
+        )
+    return UserTower(
+        n_users, size, history_length=config.history_length, time_constants=config.time_constants,
+        user_embedding=config.user_embedding, dropout=config.dropout,
+    )

@@ -1,4 +1,4 @@
-"""A trained recommender as arrays: catalogue matrix, user matrix and scores of the NeuMF head.
+"""A trained recommender as arrays: catalogue matrix, user matrix and scores of the NCF head.
 
 This is the inference side: numpy in, numpy out, evaluation mode, no gradients. A catalogue row is
 `[item vector, bias]` and a user row `[user vector, 1]`, so the neural score is one dot product and fits any
@@ -54,7 +54,7 @@ def user_matrix(
 def ncf(
     model: FusionRecommender, users: FloatArray, catalogue: FloatArray, item_rows: IntArray
 ) -> FloatArray:
-    """[B, C] float32 scores of the NeuMF head for users [B, D + 1] and item rows [B, C]; NaN where -1."""
+    """[B, C] float32 scores of the NCF head for users [B, D + 1] and item rows [B, C]; NaN where -1."""
     model.eval()
     block = max(1, _BLOCK_ELEMENTS // max(1, item_rows.shape[1] * catalogue.shape[1]))
     scores = np.full(item_rows.shape, np.nan, np.float32)

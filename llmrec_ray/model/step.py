@@ -32,7 +32,7 @@ class FrozenText(nn.Module):
 
 
 class TrainingModule(nn.Module):
-    """Sampled softmax for the dot product and for the NeuMF head, over every position of every window.
+    """Sampled softmax for the dot product and for the NCF head, over every position of every window.
 
     Negatives are shared by the step; where one is a position's own target it is left out. Each distinct item
     is encoded once. A share `id_dropout` of the items has its id embedding hidden for the step, the same ones

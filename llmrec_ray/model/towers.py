@@ -1,4 +1,4 @@
-"""Item tower, user tower and collaborative-filtering head: the three networks a recommender is made of.
+"""Item tower, user tower and collaborative-filtering heads: the networks a recommender is made of.
 
 They turn rows and text vectors into vectors, and vectors into scores. They know no vocabulary, no loss and no
 catalogue. Shapes: B users, W positions of a history, P positions that are asked for, K time constants, M
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ItemBiases", "ItemTower", "ItemVector", "NcfHead", "UserTower"]
+__all__ = [
+    "GmfHead", "ItemBiases", "ItemTower", "ItemVector", "MlpHead", "NcfKind", "NeumfHead", "UserTower",
+    "add_known_users", "ncf_head",
+]
 
 ID_STD = 0.02
 
 ItemVector: TypeAlias = Literal["feature", "id", "text"]
+NcfKind: TypeAlias = Literal["neumf", "gmf", "mlp"]
 
 
 class ItemTower(nn.Module):
@@ -101,9 +105,7 @@ class UserTower(nn.Module):
             means = functional.embedding(slots, means)
         mixed = self.mix(self.dropout(means))
         if self.users is not None:
-            known = _without(self.users(user_rows.clamp(min=0)), user_rows < 0)
-            places = torch.arange(len(mixed), device=known.device) if slots is None else slots
-            mixed = mixed + functional.embedding(places // n_positions, known)
+            mixed = add_known_users(mixed, self.users, user_rows, n_positions, slots)
         user: Tensor = self.norm(mixed + self.residual(mixed))
         noisy: Tensor = self.dropout(user)
         return noisy
@@ -125,29 +127,82 @@ class UserTower(nn.Module):
         return weight_KPW * inside
 
 
-class NcfHead(nn.Module):
-    """NeuMF (He et al. 2017): an elementwise product and an MLP over user and item, joined linearly.
+class GmfHead(nn.Module):
+    """Generalised matrix factorisation (He et al. 2017): a weighted sum of the elementwise product."""
 
-    No bias at the end: a softmax over candidates cannot see it.
-    """
-
-    def __init__(self, size: int, hidden: Sequence[int]) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        first, *rest = hidden
-        self.user = nn.Linear(size, first)
-        self.item = nn.Linear(size, first, bias=False)
-        widths = [first, *rest]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.product = nn.Linear(size, 1, bias=False)
-        self.join = nn.Linear(widths[-1], 1, bias=False)
 
     def forward(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
         """[B, C] scores; `item_BCD` may be [1, C, D] when all users share the candidates."""
+        score: Tensor = self.product(user_BD[:, None, :] * item_BCD).squeeze(-1)
+        return score
+
+
+class _Perceptron(nn.Module):
+    """The hidden layers of an MLP over user and item together."""
+
+    def __init__(self, size: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        first = hidden[0]
+        self.user = nn.Linear(size, first)
+        self.item = nn.Linear(size, first, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
+
+    def last_layer(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
+        """[B, C, width of the last hidden layer]."""
         layer = functional.relu(self.user(user_BD)[:, None, :] + self.item(item_BCD))
         for linear in self.hidden:
             layer = functional.relu(linear(layer))
-        score: Tensor = (self.product(user_BD[:, None, :] * item_BCD) + self.join(layer)).squeeze(-1)
+        return layer
+
+
+class MlpHead(_Perceptron):
+    """A multi-layer perceptron over user and item (He et al. 2017)."""
+
+    def __init__(self, size: int, hidden: Sequence[int]) -> None:
+        super().__init__(size, hidden)
+        self.join = nn.Linear(hidden[-1], 1, bias=False)
+
+    def forward(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
+        """[B, C] scores; `item_BCD` may be [1, C, D] when all users share the candidates."""
+        score: Tensor = self.join(self.last_layer(user_BD, item_BCD)).squeeze(-1)
         return score
+
+
+class NeumfHead(_Perceptron):
+    """NeuMF (He et al. 2017): an elementwise product and an MLP over user and item, joined linearly."""
+
+    def __init__(self, size: int, hidden: Sequence[int]) -> None:
+        super().__init__(size, hidden)
+        self.product = nn.Linear(size, 1, bias=False)
+        self.join = nn.Linear(hidden[-1], 1, bias=False)
+
+    def forward(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
+        """[B, C] scores; `item_BCD` may be [1, C, D] when all users share the candidates."""
+        last = self.last_layer(user_BD, item_BCD)
+        score: Tensor = (self.product(user_BD[:, None, :] * item_BCD) + self.join(last)).squeeze(-1)
+        return score
+
+
+def ncf_head(kind: NcfKind, size: int, hidden: Sequence[int]) -> nn.Module:
+    """A head for neural collaborative filtering over vectors of `size`; `hidden` widths are those of the MLP.
+
+    None has a bias at the end: a softmax over candidates cannot see it.
+    """
+    if kind == "gmf":
+        return GmfHead(size)
+    return MlpHead(size, hidden) if kind == "mlp" else NeumfHead(size, hidden)
+
+
+def add_known_users(
+    vectors_QD: Tensor, table: nn.Embedding, user_rows: Tensor, n_positions: int, slots: Tensor | None
+) -> Tensor:
+    """[Q, D] with each known user's row of the table added; `slots` as in `UserTower.forward`."""
+    known = _without(table(user_rows.clamp(min=0)), user_rows < 0)
+    places = torch.arange(len(vectors_QD), device=known.device) if slots is None else slots
+    return vectors_QD + functional.embedding(places // n_positions, known)
 
 
 def _without(vectors: Tensor, hidden: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from llmrec_ray.types import Histories, IntArray
 __all__ = ["HEAD_STRIDE", "WindowBatch", "Windows", "make_windows", "moved"]
 
 HEAD_STRIDE = 4
-"""The NeuMF head learns from every fourth target."""
+"""The NCF head learns from every fourth target."""
 
 PLACES = ("user_rows", "inputs", "input_mask", "targets", "slots", "negatives", "head_targets", "n_targets")
 
@@ -40,7 +40,7 @@ class WindowBatch:
     targets: [Q] int64 places; slots: [Q] int64, where in the flattened [B, P] user vectors each target's user is. The
     p-th slot of a window follows its input W - P + p.
     negatives: [S] int64 places, the same items for all workers of the step.
-    head_targets: [R] int64, the targets among Q that the NeuMF head learns from.
+    head_targets: [R] int64, the targets among Q that the NCF head learns from.
     n_targets: [] float32, targets of the whole step divided by the number of workers: a sum of losses divided
     by it, averaged over workers, is the mean over the step whatever the split.
     seed: what is random in this step, the same for all workers.

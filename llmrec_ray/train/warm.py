@@ -27,8 +27,10 @@ __all__ = ["center_of", "initial_weights", "open_start", "with_encoder_of"]
 
 ITEM_ROWS, ITEM_BIASES, USER_ROWS = "items.ids.weight", "items.biases.weight", "users.users.weight"
 MODEL_FIELDS = (
-    "model.embedding_size", "model.time_constants", "model.user_embedding", "model.ncf_hidden", "fusion.item_vector",
+    "model.embedding_size", "model.user_tower", "model.time_constants", "model.user_embedding", "model.ncf_head",
+    "model.ncf_hidden", "fusion.item_vector",
 )
+TRANSFORMER_FIELDS = ("model.transformer_layers", "model.transformer_heads", "model.history_length")
 TEXT_FIELDS = ("encoder.model", "encoder.pooling", "encoder.bidirectional", "encoder.item_prompt")
 
 
@@ -40,7 +42,10 @@ def open_start(recipe: Recipe) -> Bundle | None:
     if recipe.train.warm_start is None:
         return None
     start = Bundle.open(recipe.train.warm_start)
-    fields = [*MODEL_FIELDS, *(TEXT_FIELDS if _reads_text(recipe) else ())]
+    fields = [
+        *MODEL_FIELDS, *(TRANSFORMER_FIELDS if recipe.model.user_tower == "transformer" else ()),
+        *(TEXT_FIELDS if _reads_text(recipe) else ()),
+    ]
     pairs = [(name, _value(start.recipe, name), _value(recipe, name)) for name in fields]
     if differences := [f"{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here]:
         raise ArtifactMismatchError(
