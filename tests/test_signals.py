@@ -9,10 +9,13 @@ from llmrec_ray.errors import ConfigError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.signals import (
+    Bpr,
     Ease,
     Ials,
     ItemKnn,
+    MarkovChain,
     Popularity,
+    RecentPopularity,
     TextCosine,
     TfidfContent,
     center,
@@ -48,12 +51,15 @@ SIGNALS = {
     "ease": lambda train: Ease(5.0, 10.0).fit(train, N_ITEMS),
     "ease without recency": lambda train: Ease(5.0, None).fit(train, N_ITEMS),
     "popularity": lambda train: Popularity().fit(train, N_ITEMS),
+    "recent_popularity": lambda train: RecentPopularity(np.arange(len(train.item_rows))).fit(train, N_ITEMS),
     "item_knn": lambda train: ItemKnn(recency=5.0).fit(train, N_ITEMS),
+    "markov": lambda train: MarkovChain().fit(train, N_ITEMS),
+    "bpr": lambda train: Bpr(factors=4, batch_size=64).fit(train, N_ITEMS),
     "ials": lambda train: Ials(factors=4, iterations=5).fit(train, N_ITEMS),
     "tfidf": lambda train: TfidfContent(TEXTS),
     "text": lambda train: TextCosine(in_text_space()),
 }
-PERSONAL = [name for name in SIGNALS if name != "popularity"]
+PERSONAL = [name for name in SIGNALS if "popularity" not in name]
 
 
 @pytest.fixture(params=SIGNALS)
@@ -162,6 +168,56 @@ def test_ials_is_the_same_for_the_same_seed():
     train, _ = board()
     first, again = (Ials(4, iterations=2, seed=3).fit(train, N_ITEMS).score(train) for _ in range(2))
     assert np.array_equal(first, again)
+
+
+def test_recent_popularity_counts_events_less_by_days_before_the_newest():
+    train = Histories.from_lists([[0, 1], [0, 2]])
+    fitted = RecentPopularity(np.array([0, 86_400, 43_200, 172_800]), decay_days=1.0).fit(train, 4)
+    counts = [np.exp(-2.0) + np.exp(-1.5), np.exp(-1.0), 1.0, 0.0]
+    assert fitted.score(train)[0].tolist() == pytest.approx(np.log1p(counts).tolist(), abs=1e-6)
+
+
+def test_a_markov_chain_reads_only_the_newest_item_and_smooths_by_popularity():
+    train = Histories.from_lists([[0, 1, 2], [0, 1], [3], []])
+    forward = MarkovChain(backward=0.0).fit(train, 4).score(Histories.from_lists([[2, 0], [0]]))
+    assert np.array_equal(forward[0], forward[1])
+    assert forward[0].tolist() == pytest.approx([(2 / 6) / 3, (2 + 2 / 6) / 3, (1 / 6) / 3, (1 / 6) / 3])
+    backward = MarkovChain(backward=0.5).fit(train, 4).score(Histories.from_lists([[1]]))
+    assert backward[0].tolist() == pytest.approx([(1 + 2 / 6) / 3, (2 / 6) / 3, (1 + 1 / 6) / 3, (1 / 6) / 3])
+
+
+def test_bpr_gradients_are_those_of_its_loss():
+    signal = Bpr(factors=3, epochs=1, l2=0.1).fit(board()[0], N_ITEMS)
+    pairs, negatives = np.array([0 * N_ITEMS + 4, 0 * N_ITEMS + 6, 1 * N_ITEMS + 5]), np.array([7, 4, 4])
+
+    def loss():
+        users, positives = pairs // N_ITEMS, pairs % N_ITEMS
+        user, item, other = signal.users[users], signal.items[positives], signal.items[negatives]
+        margin = (user * (item - other)).sum(axis=1) + (signal.biases[positives] - signal.biases[negatives])[:, 0]
+        norms = 0.5 * 0.1 * (user**2 + item**2 + other**2).sum(axis=1)
+        return float((np.log1p(np.exp(-margin)) + norms).mean())
+
+    parameters = [signal.users, signal.items, signal.biases]
+    for which, gradient in enumerate(signal._gradients(pairs, negatives)):
+        parameters[which] = parameters[which].astype(np.float64)
+        signal.users, signal.items, signal.biases = parameters
+        for place in [(0, 0), (1, 0), (4, 0), (5, 0), (7, 0)]:
+            kept = parameters[which][place]
+            parameters[which][place] = kept + 1e-5
+            above = loss()
+            parameters[which][place] = kept - 1e-5
+            below = loss()
+            parameters[which][place] = kept
+            assert gradient[place] == pytest.approx((above - below) / 2e-5, abs=1e-5)
+
+
+def test_bpr_is_the_same_for_the_same_seed_and_scores_strangers_like_the_users_they_resemble():
+    train, targets = board()
+    first, again = (Bpr(4, batch_size=64, seed=3).fit(train, N_ITEMS).score(train) for _ in range(2))
+    assert np.array_equal(first, again)
+    known = Histories.from_lists(list(train), range(len(train)))
+    scores = Bpr(4, batch_size=64).fit(known, N_ITEMS).score(known)
+    assert ndcg(target_ranks(mask_seen(scores, known), targets), 10) > 0.9
 
 
 def test_text_space_is_centred_and_of_unit_norm_and_keeps_missing_texts_zero():

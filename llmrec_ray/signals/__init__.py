@@ -4,16 +4,20 @@ Numpy and SciPy only; no Ray, no torch. How signals become one score is `late`.
 """
 
 from llmrec_ray.signals.base import Signal
+from llmrec_ray.signals.bpr import Bpr
 from llmrec_ray.signals.cold import ColdItems, ItemKernel, Propagation
 from llmrec_ray.signals.ease import Ease
 from llmrec_ray.signals.ials import Ials
 from llmrec_ray.signals.item_knn import ItemKnn
 from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights
+from llmrec_ray.signals.markov import MarkovChain
 from llmrec_ray.signals.popularity import Popularity
+from llmrec_ray.signals.recent_popularity import RecentPopularity
 from llmrec_ray.signals.text import TextCosine, center, to_text_space
 from llmrec_ray.signals.tfidf import TfidfContent
 
 __all__ = [
+    "Bpr",
     "Calibration",
     "ColdItems",
     "Ease",
@@ -21,8 +25,10 @@ __all__ = [
     "Ials",
     "ItemKernel",
     "ItemKnn",
+    "MarkovChain",
     "Popularity",
     "Propagation",
+    "RecentPopularity",
     "Signal",
     "TextCosine",
     "TfidfContent",

@@ -1,0 +1,54 @@
+"""First-order Markov chain baseline: from which item follows which to the probability of the next one.
+
+Only the newest item of a history is read. Counts are kept sparse and smoothed by popularity: every row has a
+Dirichlet prior of one event, spread over the items as the train events are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from scipy import sparse
+
+from llmrec_ray.ranking import take_items
+from llmrec_ray.signals.base import blank_without_history
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["MarkovChain"]
+
+
+class MarkovChain:
+    """The `markov` baseline.
+
+    backward: how much a transition counts in the opposite direction. Logs often give several events one timestamp, and
+    then the direction says little.
+    """
+
+    name: ClassVar[str] = "markov"
+
+    def __init__(self, backward: float = 1.0) -> None:
+        self.backward = backward
+        self.counts: Any = sparse.csr_matrix((0, 0), dtype=np.float32)
+        self.prior: FloatArray = np.empty(0, np.float32)
+
+    def fit(self, train: Histories, n_items: int) -> Self:
+        """Count the transitions [N, N] between neighbours of each history."""
+        owners = np.repeat(np.arange(len(train)), train.lengths)
+        inside = owners[1:] == owners[:-1]
+        before, after = train.item_rows[:-1][inside], train.item_rows[1:][inside]
+        forward = sparse.csr_matrix((np.ones(len(before), np.float32), (before, after)), shape=(n_items, n_items))
+        self.counts = (forward + np.float32(self.backward) * forward.T).tocsr()
+        self.prior = (np.bincount(train.item_rows, minlength=n_items) / len(train.item_rows)).astype(np.float32)
+        return self
+
+    def score(self, histories: Histories) -> FloatArray:
+        """Probability of each item as the next one, [B, N] float32; NaN for a user without history."""
+        newest = histories.last(1)[0][:, 0]
+        counts = self.counts[newest].toarray()
+        scores = (counts + self.prior) / (counts.sum(axis=1, keepdims=True) + 1.0)
+        return blank_without_history(scores, histories)
+
+    def score_items(self, histories: Histories, item_rows: IntArray) -> FloatArray:
+        """Raw scores of item_rows [B, C] float32; NaN where the row is -1."""
+        return take_items(self.score(histories), item_rows)
