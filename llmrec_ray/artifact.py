@@ -43,6 +43,7 @@ __all__ = [
     "create_artifact",
     "free_space",
     "is_disk_full",
+    "library_versions",
     "open_artifact",
     "read_json",
     "remove_artifact",
@@ -119,7 +120,7 @@ def create_artifact(
             kind=kind, format_version=FORMAT_VERSION, id="",
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             config=dict(config), parents=dict(parents or {}), metrics=dict(metrics or {}),
-            libraries=_library_versions(), git_commit=_git_commit(), files=_hash_files(folder),
+            libraries=library_versions(), git_commit=_git_commit(), files=_hash_files(folder),
         ))
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         name = f"{kind}-{manifest.id}"
@@ -260,6 +261,15 @@ def free_space(folder: str | Path) -> str:
         return "an unknown number of bytes"
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of the installed libraries that results depend on."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
 def _a(kind: ArtifactKind) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
@@ -389,14 +399,6 @@ def _verify(path: Path, manifest: Manifest, uri: str) -> None:
             raise CorruptArtifactError(f"{uri} lacks its file {name}: {remedy}.")
         if file.stat().st_size != entry.size_bytes or _sha256(file) != entry.sha256:
             raise CorruptArtifactError(f"{name} in {uri} does not match its manifest's hash: {remedy}.")
-
-
-def _library_versions() -> dict[str, str]:
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
 
 
 def _git_commit() -> str | None:

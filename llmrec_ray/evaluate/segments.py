@@ -14,7 +14,7 @@ Shapes: U = targets, N = items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmrec_ray.evaluate.report import Segment
-from llmrec_ray.metrics import hit_rate, ndcg
+from llmrec_ray.metrics import bootstrap, hit_rate, ndcg_gains
 from llmrec_ray.types import IntArray
 
 __all__ = ["popularity_groups", "segment_figures", "segment_targets"]
@@ -31,7 +31,6 @@ Ranks: TypeAlias = NDArray[np.float64]
 Marks: TypeAlias = NDArray[np.bool_]
 GROUP_SHARE = 0.2
 LENGTHS = (0, 4, 9, 19, 49, 99, 199)
-METRICS: Mapping[str, Callable[[Ranks, int], float]] = {"ndcg": ndcg, "hr": hit_rate}
 
 
 def segment_targets(
@@ -52,14 +51,17 @@ def segment_targets(
 
 
 def segment_figures(
-    targets: Mapping[str, Mapping[str, Marks]], ranks: Mapping[str, Ranks], k: int
+    targets: Mapping[str, Mapping[str, Marks]], ranks: Mapping[str, Ranks], k: int, users: IntArray | None = None
 ) -> dict[str, dict[str, Segment]]:
-    """NDCG and hit rate at k of every system on every segment; a segment without targets has 0 users and no figures.
+    """`hr@k`, `ndcg@k` and its 95 % interval `ndcg@k_low`, `ndcg@k_high` of every system on every segment.
 
-    ranks: system -> [U].
+    A segment without targets has 0 users and no figures. ranks: system -> [U]. users: [U] of who each target is,
+    when one user has several.
     """
+    owners = np.arange(_n_targets(ranks)) if users is None else users
     return {
-        by: {name: _figures(marks, ranks, k) for name, marks in segments.items()} for by, segments in targets.items()
+        by: {name: _figures(marks, ranks, k, owners) for name, marks in segments.items()}
+        for by, segments in targets.items()
     }
 
 
@@ -78,11 +80,23 @@ def _length_names() -> list[str]:
     return [*between, f"{LENGTHS[-1] + 1}+"]
 
 
-def _figures(marks: Marks, ranks: Mapping[str, Ranks], k: int) -> Segment:
-    users = int(marks.sum())
-    if not users:
+def _n_targets(ranks: Mapping[str, Ranks]) -> int:
+    return len(next(iter(ranks.values())))
+
+
+def _figures(marks: Marks, ranks: Mapping[str, Ranks], k: int, owners: IntArray) -> Segment:
+    users = owners[marks]
+    if not len(users):
         return Segment(users=0)
-    return Segment(users=users, systems={
-        system: {f"{name}@{k}": metric(each[marks], k) for name, metric in METRICS.items()}
-        for system, each in ranks.items()
-    })
+    return Segment(
+        users=len(np.unique(users)),
+        systems={system: _metrics(each[marks], k, users) for system, each in ranks.items()},
+    )
+
+
+def _metrics(ranks: Ranks, k: int, users: IntArray) -> dict[str, float]:
+    found = bootstrap(ndcg_gains(ranks, k), users)
+    return {
+        f"ndcg@{k}": found.mean, f"ndcg@{k}_low": found.low, f"ndcg@{k}_high": found.high,
+        f"hr@{k}": hit_rate(ranks, k),
+    }
