@@ -101,7 +101,8 @@ class ColdItems:
     """Raw scores of the cold items, signal by signal, from plain means of the whole history.
 
     A new item may be found at any time, so what a person consumed long ago says as much about it as the newest event:
-    recency, which helps everywhere else, costs a third of HR@10 here. item_item [N, N] and item_vectors [N, D + 1] must
+    recency, which helps everywhere else, costs a third of HR@10 here. The sum over n events spreads as their root, by
+    which it is divided, or new items would rise for people with long histories alone. item_item [N, N] and item_vectors [N, D + 1] must
     have the cold items filled in.
     """
 
@@ -127,7 +128,8 @@ class ColdItems:
         scores = {"neural": np.asarray(users @ self._vectors.T, np.float32)}
         if self._columns is not None:
             plain = history_matrix(histories, len(self._places), None)
-            scores["item_item"] = np.asarray(plain @ self._columns, np.float32)
+            root = np.sqrt(np.maximum(histories.lengths, 1)).astype(np.float32)[:, None]
+            scores["item_item"] = np.asarray(plain @ self._columns, np.float32) / root
         if self._text is not None:
             scores["text"] = self._text.profiles(histories) @ self._text.text_vectors[self.rows].T
         return scores
