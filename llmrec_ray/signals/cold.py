@@ -102,8 +102,8 @@ class ColdItems:
 
     A new item may be found at any time, so what a person consumed long ago says as much about it as the newest event:
     recency, which helps everywhere else, costs a third of HR@10 here. The sum over n events spreads as their root, by
-    which it is divided, or new items would rise for people with long histories alone. item_item [N, N] and item_vectors [N, D + 1] must
-    have the cold items filled in.
+    which it is divided, or new items would rise for people with long histories alone.
+    item_item [N, N] and item_vectors [N, D + 1] must have the cold items filled in.
     """
 
     def __init__(
