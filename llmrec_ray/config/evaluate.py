@@ -10,18 +10,32 @@ from llmrec_ray.config.section import Fraction, Section
 
 __all__ = ["BaselineName", "EvaluateConfig", "TuneConfig"]
 
-BaselineName = Literal["popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials"]
+BaselineName = Literal[
+    "popularity", "recent_popularity", "tfidf", "text", "item_knn", "item_knn_recency", "ease", "ease_recency", "ials",
+    "bpr", "markov", "sasrec",
+]
+CHEAP_BASELINES: tuple[BaselineName, ...] = (
+    "popularity", "recent_popularity", "tfidf", "text", "item_knn", "item_knn_recency", "ease", "ease_recency", "ials",
+    "bpr", "markov",
+)
 
 
 class EvaluateConfig(Section):
-    """Protocol P: full ranking of one held-out item per user."""
+    """How the pipeline, its signals and the baselines are measured; `data.split` says what is held out."""
 
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (5, 10, 20)
     """Cut-offs of the metrics."""
-    baselines: tuple[BaselineName, ...] = ("popularity", "tfidf", "item_knn", "ease", "ease_recency", "ials")
-    """Baselines that stand beside the model."""
+    baselines: tuple[BaselineName, ...] = CHEAP_BASELINES
+    """Baselines that stand beside the model; `sasrec`, which trains a network of its own, only when named."""
     batch_users: PositiveInt = 256
-    """Users scored at once; bounds memory to batch_users × items × signals × 4 bytes."""
+    """Users scored at once; bounds a worker's memory to batch_users × items × signals × 4 bytes."""
+    candidates: Literal["all", "sampled"] = "all"
+    """`all` ranks each target among all items; `sampled` among a few drawn at random, which is only for comparison with
+    figures published so (it may turn round which system is better: Krichene and Rendle 2020)."""
+    sampled_negatives: PositiveInt = 99
+    """Items drawn per user with `candidates: sampled`, among those that the user never met."""
+    num_workers: PositiveInt = 1
+    """Ray actors that rank blocks of users; 1 ranks in this process. The figures are the same."""
 
 
 class TuneConfig(Section):

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import BaselineName, Recipe
+from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError
-from llmrec_ray.evaluate.baselines import fit_baseline
+from llmrec_ray.evaluate.baselines import fit_baseline, usable_baselines
 from llmrec_ray.evaluate.protocol import PROTOCOL, Ranking, Task, rank_lists, rank_scores, rank_signal
 from llmrec_ray.evaluate.report import Evaluation
 from llmrec_ray.evaluate.scoring_log import log_scoring
@@ -62,7 +62,7 @@ def _check_parent(dataset: Dataset, bundle: Bundle) -> None:
 
 
 def _rank(recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline, task: Task) -> _Rankings:
-    names = _usable_baselines(recipe, dataset)
+    names = usable_baselines(recipe.evaluate.baselines, dataset, bundle.text_vectors)
     longest = max(recipe.evaluate.ks)
     with tqdm(total=len(task.targets) * (2 + len(names)), desc="evaluate", unit="user", disable=None) as bar:
 
@@ -76,17 +76,9 @@ def _rank(recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline, 
         signals = rank_scores(batches("signals"), bundle.score_all, longest)
         baselines: dict[str, Ranking] = {}
         for name in names:
-            baseline = fit_baseline(name, dataset, recipe.item_item, seed=recipe.seed)
+            baseline = fit_baseline(name, dataset, recipe, text_vectors=bundle.text_vectors)
             baselines[name] = rank_signal(batches(name), baseline, longest)
     return _Rankings(model, signals, baselines)
-
-
-def _usable_baselines(recipe: Recipe, dataset: Dataset) -> list[BaselineName]:
-    if any(dataset.item_texts):
-        return list(recipe.evaluate.baselines)
-    if "tfidf" in recipe.evaluate.baselines:
-        logger.info("No item has a text, so the baseline tfidf is left out.")
-    return [name for name in recipe.evaluate.baselines if name != "tfidf"]
 
 
 def _depth(recipe: Recipe, bundle: Bundle) -> int:

@@ -27,9 +27,9 @@ class Ials:
 
     def __init__(
         self,
-        factors: int = 32,
-        unobserved_weight: float = 0.3,
-        l2: float = 0.01,
+        factors: int = 128,
+        unobserved_weight: float = 0.5,
+        l2: float = 0.005,
         iterations: int = 10,
         seed: int = 0,
     ) -> None:

@@ -26,8 +26,8 @@ class ItemKnn:
 
     def __init__(
         self,
-        neighbors: int = 10,
-        asymmetry: float = 0.3,
+        neighbors: int = 400,
+        asymmetry: float = 0.6,
         amplification: float = 2.0,
         recency: float | None = None,
     ) -> None:
