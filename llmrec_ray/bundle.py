@@ -2,7 +2,7 @@
 
     recipe.json  users.parquet  items.parquet  titles.parquet  policy.json
     model.safetensors    weights of the towers and the NCF head
-    arrays.safetensors   item vectors, text vectors and their centre, state of the fitted signals
+    arrays.safetensors   item vectors, text vectors and their centre, map of profiles, state of the fitted signals
     encoder/             weights, tokenizer and config of the text encoder, when items have texts; with
                          encoder.precision int8 also the ONNX file that computes so
 
@@ -31,7 +31,17 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
-from llmrec_ray.signals import Calibration, ColdItems, Ease, FusionPolicy, Popularity, Signal, TextCosine, fuse
+from llmrec_ray.signals import (
+    Calibration,
+    ColdItems,
+    Ease,
+    FusionPolicy,
+    Popularity,
+    ProfileMap,
+    Signal,
+    TextCosine,
+    fuse,
+)
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
@@ -50,6 +60,7 @@ class BundleParts:
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
     trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
+    profiles: from what people say about themselves to user vectors, or None.
     cold_rows: [C] int64 items without a train event; cold_calibration: of their signals.
     """
 
@@ -67,6 +78,7 @@ class BundleParts:
     popularity: Popularity
     calibration: Calibration
     policy: FusionPolicy
+    profiles: ProfileMap | None = None
     cold_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     cold_calibration: Calibration = field(default_factory=lambda: Calibration(means={}, stds={}))
 
@@ -137,8 +149,15 @@ class Scorer:
     def score_all(self, histories: Histories, text: FloatArray | None = None) -> dict[str, FloatArray]:
         """Raw scores of the whole catalogue: signal name -> [B, N] float32."""
         users = self.user_vectors(histories, text)
-        scores = {"neural": users @ self.item_vectors.T, "ncf": self._ncf_all(users)}
-        return scores | {name: self.score_signal(name, histories, text) for name in self.signals}
+        return {name: self.score_catalogue(name, histories, users, text) for name in self.signal_names}
+
+    def score_catalogue(
+        self, name: str, histories: Histories, users: FloatArray, text: FloatArray | None = None
+    ) -> FloatArray:
+        """Raw scores [B, N] float32 of the whole catalogue by one signal, for user vectors [B, d + 1]."""
+        if name == "neural":
+            return np.asarray(users @ self.item_vectors.T, np.float32)
+        return self._ncf_all(users) if name == "ncf" else self.score_signal(name, histories, text)
 
     def score_signal(self, name: str, histories: Histories, text: FloatArray | None = None) -> FloatArray:
         """Raw scores [B, N] float32 of the whole catalogue by one of `signals`."""
@@ -204,6 +223,8 @@ class Bundle(Scorer):
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
         self.trained_center: FloatArray | None = arrays.get("trained_center", self.text_center)
+        profiles = _part(arrays, "profiles.")
+        self.profiles = ProfileMap.from_arrays(profiles) if profiles else None
         model = self._load_model(folder / "model.safetensors")
         super().__init__(
             model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors), arrays.get("cold_rows")
@@ -285,6 +306,8 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
         "cold_rows": parts.cold_rows,
         **{f"popularity.{name}": array for name, array in parts.popularity.arrays().items()},
     }
+    if parts.profiles is not None:
+        arrays |= {f"profiles.{name}": array for name, array in parts.profiles.arrays().items()}
     if parts.ease is not None:
         arrays |= {f"item_item.{name}": array for name, array in parts.ease.arrays().items()}
     if parts.text_vectors is not None and parts.text_center is not None:
@@ -320,15 +343,16 @@ def _fusion(path: Path) -> tuple[Calibration, Calibration, FusionPolicy]:
 
 
 def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None) -> dict[str, Signal]:
-    def part(prefix: str) -> dict[str, NDArray[Any]]:
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    signals: dict[str, Signal] = {"popularity": Popularity.from_arrays(part("popularity."))}
-    if ease := part("item_item."):
+    signals: dict[str, Signal] = {"popularity": Popularity.from_arrays(_part(arrays, "popularity."))}
+    if ease := _part(arrays, "item_item."):
         signals["item_item"] = Ease.from_arrays(ease)
     if text_vectors is not None:
         signals["text"] = TextCosine(text_vectors)
     return signals
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _prefer_query(history: FloatArray, query: FloatArray, text: FloatArray) -> FloatArray:

@@ -119,6 +119,8 @@ class FusionConfig(Section):
     """Fixed weights of late fusion; empty searches them on stored validation scores after training."""
     cascade: CascadeConfig | None = None
     """For `mode: cascade`; empty takes the defaults."""
+    newcomer_events: PositiveInt = 5
+    """Shorter histories are read with weights of their own, searched too; 1 reads all alike."""
     cold_weights: dict[ColdSignalName, Weight] = {"item_item": 0.7, "neural": 0.1, "text": 0.2}
     """Weights for items without a train event, whose signals are carried over from items with similar content."""
     cold_scale: Weight = 0.4

@@ -25,13 +25,14 @@ class RequestBatch:
 
     release_id: the Release whose rows these are; a stage that holds another one must refuse them.
     histories: everything known about each person, oldest first.
-    texts: texts to encode per request, query before profile; empty when there are none.
+    queries, profiles: texts to encode, "" where a request has none.
     k, exclude_seen, filters, weights: as requested; weights None = the Release's policy.
     """
 
     release_id: str
     histories: Histories
-    texts: list[list[str]]
+    queries: list[str]
+    profiles: list[str]
     k: IntArray
     exclude_seen: NDArray[np.bool_]
     filters: list[Filters]
@@ -51,11 +52,12 @@ class RequestBatch:
     @property
     def has_text(self) -> bool:
         """Whether any request carries a text, so that the Encoder is needed."""
-        return any(self.texts)
+        return any(self.queries) or any(self.profiles)
 
     def without_text(self) -> RequestBatch:
         """The same requests as if nobody had given a text."""
-        return replace(self, texts=[[] for _ in self.texts])
+        nothing = [""] * len(self)
+        return replace(self, queries=nothing, profiles=nothing)
 
     @classmethod
     def of_histories(cls, release_id: str, histories: Histories, k: int) -> RequestBatch:
@@ -64,7 +66,8 @@ class RequestBatch:
         return cls(
             release_id=release_id,
             histories=histories,
-            texts=[[]] * n,
+            queries=[""] * n,
+            profiles=[""] * n,
             k=np.full(n, k, np.int64),
             exclude_seen=np.ones(n, np.bool_),
             filters=[Filters()] * n,
@@ -74,9 +77,14 @@ class RequestBatch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The requests' texts. vectors: [B, T] in text space, zero rows where a request has no text."""
+    """The requests' texts.
+
+    vectors: [B, T] in text space, of what is wanted; zero rows where a request says nothing about it.
+    users: [B, d + 1] user vectors that people with such profiles have; zero rows where there is none.
+    """
 
     vectors: FloatArray
+    users: FloatArray
     timings_ms: dict[str, float]
 
 
@@ -86,11 +94,13 @@ class Retrieved:
 
     users: [B, d + 1] user vectors.
     text: [B, T] in text space, zero rows where a request has no text; None when no request has one.
+    by_profile: [B] bool, True where the user vector is that of people with such a profile.
     """
 
     candidates: Candidates
     users: FloatArray
     text: FloatArray | None
+    by_profile: NDArray[np.bool_]
     timings_ms: dict[str, float]
 
 

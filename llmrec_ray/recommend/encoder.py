@@ -1,4 +1,4 @@
-"""Texts of requests -> one vector per request in the Bundle's text space."""
+"""Texts of requests -> what is wanted as a vector in text space, and who asks as a user vector."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.recommend.batch import Encoded
 from llmrec_ray.signals import to_text_space
+from llmrec_ray.types import FloatArray
 
 __all__ = ["Encoder"]
 
@@ -21,14 +22,31 @@ class Encoder:
         assert bundle.text_center is not None, "an Encoder for a Bundle without texts. This is a bug."
         self._encoder = bundle.load_encoder(device)
         self._center = bundle.text_center
+        self._profiles = bundle.profiles
+        self._user_size = bundle.item_vectors.shape[1]
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> Encoded:
-        """One unit vector per request; several texts of a request are averaged, none gives a zero row."""
+    def encode(self, queries: Sequence[str], profiles: Sequence[str]) -> Encoded:
+        """Queries and profiles of B requests, "" where there is none.
+
+        Where the Bundle was trained without people's descriptions, a profile is read as something that is wanted: the
+        vector is the mean of both.
+        """
         start = perf_counter()
-        flat = [text for several in texts for text in several]
-        owners = np.repeat(np.arange(len(texts)), [len(several) for several in texts])
-        sums = np.zeros((len(texts), len(self._center)), np.float32)
-        if flat:
-            np.add.at(sums, owners, to_text_space(self._encoder.encode(flat, as_query=True), self._center))
-        vectors = to_text_space(sums, np.zeros_like(self._center))
-        return Encoded(vectors, {"encode": (perf_counter() - start) * 1000})
+        raw = self._raw([*queries, *profiles])
+        asked, described = raw[: len(queries)], raw[len(queries) :]
+        vectors = to_text_space(asked, self._center)
+        users = np.zeros((len(queries), self._user_size), np.float32)
+        if self._profiles is None:
+            both = vectors + to_text_space(described, self._center)
+            vectors = to_text_space(both, np.zeros_like(self._center))
+        elif (given := described.any(axis=1)).any():
+            users[given, :-1], users[given, -1] = self._profiles.users(described[given]), 1.0
+        return Encoded(vectors, users, {"encode": (perf_counter() - start) * 1000})
+
+    def _raw(self, texts: Sequence[str]) -> FloatArray:
+        """[B, T] encoder output, zero rows for empty texts."""
+        given = [place for place, text in enumerate(texts) if text]
+        raw = np.zeros((len(texts), len(self._center)), np.float32)
+        if given:
+            raw[given] = self._encoder.encode([texts[place] for place in given], as_query=True)
+        return raw

@@ -50,7 +50,7 @@ class Request(Message):
     query: str | None = None
     """What is wanted, in words."""
     profile: str | None = None
-    """Who this is, in words."""
+    """Who this is, in words; counts for a person without a history, in whose place the events speak otherwise."""
     k: Annotated[int, Field(ge=1)] = 10
     """How many items."""
     filters: Filters = Filters()

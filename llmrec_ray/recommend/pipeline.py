@@ -42,6 +42,7 @@ class Pipeline:
     ) -> None:
         """`encoder`: the Bundle's, when it has been loaded already."""
         policy = policy or bundle.policy
+        self.policy = policy
         self._dataset, self._bundle, self._index, self._limits = dataset, bundle, index, limits
         self._release_id = release_id
         self.resolver = Resolver(
@@ -75,7 +76,9 @@ class Pipeline:
             return []
         start = perf_counter()
         batch = self.resolver.resolve(requests, recent or {})
-        encoded = self.encoder.encode(batch.texts) if self.encoder is not None and batch.has_text else None
+        encoded = None
+        if self.encoder is not None and batch.has_text:
+            encoded = self.encoder.encode(batch.queries, batch.profiles)
         ranked = self._rank(batch, encoded)
         timings = {**ranked.timings_ms, "total": (perf_counter() - start) * 1000}
         return self.resolver.respond(requests, batch, ranked, timings)
@@ -89,6 +92,11 @@ class Pipeline:
     def score_rows(self, histories: Histories, item_rows: IntArray) -> FloatArray:
         """Fused scores [B, C] float32 of given item rows for users with a history; NaN where the row is -1."""
         return self.reranker.score(histories, item_rows)
+
+    @property
+    def index_uri(self) -> str:
+        """Where its Index is kept."""
+        return self._index.uri
 
     def with_policy(self, policy: FusionPolicy) -> Pipeline:
         """The same artifacts under another policy; nothing is loaded again."""

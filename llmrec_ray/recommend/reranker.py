@@ -56,13 +56,21 @@ class Reranker:
         The same numbers that order the answer of a request without texts and weights of its own.
         """
         users = self._bundle.user_vectors(histories)
-        total, _ = self._past(histories, item_rows, users, None)
+        newcomers = histories.lengths < self._policy.newcomer_events
+        total = np.zeros(item_rows.shape, np.float32)
+        for newcomer in (False, True):
+            some = np.flatnonzero(newcomers == newcomer)
+            total[some], _ = self._past(
+                histories.select(some), item_rows[some], users[some], None, newcomer=newcomer
+            )
         return np.where(item_rows >= 0, total, np.nan).astype(np.float32)
 
     def _fused(self, batch: RequestBatch, retrieved: Retrieved) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Total [B, C] and every signal's share of it; requests that are scored alike are scored together."""
         rows = retrieved.candidates.item_rows
-        every = plans(batch, self._policy)
+        text = retrieved.text
+        wanted = np.zeros(len(batch), np.bool_) if text is None else np.asarray(text.any(axis=1), np.bool_)
+        every = plans(batch, self._policy, wanted, retrieved.by_profile)
         total = np.zeros(rows.shape, np.float32)
         shares = {name: np.zeros(rows.shape, np.float32) for name in self._bundle.signal_names}
         for plan in dict.fromkeys(every):
@@ -76,7 +84,7 @@ class Reranker:
     def _planned(self, plan: Plan, part: _Part) -> tuple[FloatArray, dict[str, FloatArray]]:
         total, shares = np.zeros(part.item_rows.shape, np.float32), dict[str, FloatArray]()
         if plan.past:
-            past, parts = self._past(part.histories, part.item_rows, part.users, part.text)
+            past, parts = self._past(part.histories, part.item_rows, part.users, part.text, newcomer=plan.newcomer)
             total += np.float32(plan.past) * past
             _add(shares, parts, plan.past)
         if plan.everywhere:
@@ -88,10 +96,11 @@ class Reranker:
         return total, shares
 
     def _past(
-        self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None
+        self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None, *, newcomer: bool
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The fused score of the history: known items by the fusion, cold ones by weights of their own."""
-        weights = {str(name): weight for name, weight in self._policy.weights.items()}
+        chosen = self._policy.newcomer_weights if newcomer else {}
+        weights = {str(name): weight for name, weight in (chosen or self._policy.weights).items()}
         raw = self._bundle.score_items(histories, item_rows, users, text, weights)
         total, shares = fuse(raw, self._bundle.calibration, weights)
         cold = self._bundle.cold.are(item_rows)

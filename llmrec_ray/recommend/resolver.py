@@ -53,7 +53,8 @@ class Resolver:
         return RequestBatch(
             release_id=self.release_id,
             histories=Histories.from_lists(pasts, rows.tolist()),
-            texts=[[clean_text(text) for text in (r.query, r.profile) if text is not None] for r in requests],
+            queries=[clean_text(request.query or "") for request in requests],
+            profiles=[clean_text(request.profile or "") for request in requests],
             k=np.array([request.k for request in requests], np.int64),
             exclude_seen=np.array([request.exclude_seen for request in requests], np.bool_),
             filters=[request.filters for request in requests],

@@ -61,6 +61,10 @@ class Retriever:
         start = perf_counter()
         text, before_ms = (None, {}) if encoded is None else (encoded.vectors, encoded.timings_ms)
         users = self._bundle.user_vectors(batch.histories, text)
+        by_profile = np.zeros(len(batch), np.bool_)
+        if encoded is not None:
+            by_profile = (batch.histories.lengths == 0) & encoded.users.any(axis=1)
+            users[by_profile] = encoded.users[by_profile]
         allowed = self._allowed(batch)
         proposed: dict[str, Mask] = {
             source: self._propose(source, max(n, int(batch.k.max())), batch.histories, users, text, allowed)
@@ -71,7 +75,7 @@ class Retriever:
         self._backfill(batch, allowed, proposed)
         candidates = _merge(proposed)
         timings_ms = {**before_ms, "retrieve": (perf_counter() - start) * 1000}
-        return Retrieved(candidates, users, text, timings_ms)
+        return Retrieved(candidates, users, text, by_profile, timings_ms)
 
     def similar(self, item_rows: IntArray, k: int) -> tuple[IntArray, FloatArray]:
         """The items most like each of B, without itself: rows and cosines of fused vectors, [B, <= k]."""

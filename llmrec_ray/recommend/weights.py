@@ -12,44 +12,56 @@ from llmrec_ray.config import SignalName
 from llmrec_ray.recommend.batch import RequestBatch
 from llmrec_ray.signals import FusionPolicy
 
-__all__ = ["Plan", "is_cold", "make_plan", "plans"]
+__all__ = ["Plan", "is_cold", "plans"]
 
-Weights = tuple[tuple[str, float], ...]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Plan:
     """One way to score: `past` times the fused score of the history, plus the weighted signals of `everywhere`.
 
-    Requests with equal plans are scored together.
+    newcomer: the history is short, and read with weights of its own. Requests with equal plans are scored together.
     """
 
     past: float
-    everywhere: Weights
+    newcomer: bool
+    everywhere: tuple[tuple[str, float], ...]
 
 
-def is_cold(batch: RequestBatch) -> NDArray[np.bool_]:
+def is_cold(batch: RequestBatch) -> Mask:
     """[B] True where there is neither a history nor a text."""
-    has_text = np.array([bool(texts) for texts in batch.texts], np.bool_)
+    texts = zip(batch.queries, batch.profiles, strict=True)
+    has_text = np.array([bool(query or profile) for query, profile in texts], np.bool_)
     return np.asarray((batch.histories.lengths == 0) & ~has_text)
 
 
-def plans(batch: RequestBatch, policy: FusionPolicy) -> list[Plan]:
-    """One per request: its own weights, or the policy's for a history, a text, both, or neither."""
-    lengths = batch.histories.lengths.tolist()
+def plans(batch: RequestBatch, policy: FusionPolicy, wanted: Mask, by_profile: Mask) -> list[Plan]:
+    """One per request: its own weights, or the policy's for what is known.
+
+    wanted: [B] where a text says what is wanted. by_profile: [B] where the user vector comes from a profile.
+    """
+    known = zip(batch.weights, batch.histories.lengths.tolist(), wanted.tolist(), by_profile.tolist(), strict=True)
     return [
-        make_plan(policy, has_history=length > 0, has_text=bool(texts)) if own is None else Plan(0.0, _sorted(own))
-        for own, length, texts in zip(batch.weights, lengths, batch.texts, strict=True)
+        Plan(0.0, False, _sum((own, 1.0))) if own is not None
+        else _policy_plan(policy, events, query=query, profile=profile)
+        for own, events, query, profile in known
     ]
 
 
-def make_plan(policy: FusionPolicy, *, has_history: bool, has_text: bool) -> Plan:
-    """What the policy says for a history, a text, both, or neither."""
-    if not has_text:
-        return Plan(1.0, ()) if has_history else Plan(0.0, _sorted(policy.unknown_weights))
-    share = policy.query_share if has_history else 1.0
-    return Plan(1.0 - share, _sorted(policy.query_weights, share))
+def _policy_plan(policy: FusionPolicy, n_events: int, *, query: bool, profile: bool) -> Plan:
+    if not (n_events or query or profile):
+        return Plan(0.0, False, _sum((policy.unknown_weights, 1.0)))
+    asked = 0.0 if not query else policy.query_share if n_events or profile else 1.0
+    described = 1.0 - asked if profile else 0.0
+    newcomer = 0 < n_events < policy.newcomer_events
+    parts = _sum((policy.query_weights, asked), (policy.profile_weights, described))
+    return Plan(1.0 - asked - described if n_events else 0.0, newcomer, parts)
 
 
-def _sorted(weights: Mapping[SignalName, float], share: float = 1.0) -> Weights:
-    return tuple(sorted((str(name), share * weight) for name, weight in weights.items() if weight))
+def _sum(*parts: tuple[Mapping[SignalName, float], float]) -> tuple[tuple[str, float], ...]:
+    total: dict[str, float] = {}
+    for weights, share in parts:
+        for name, weight in weights.items():
+            total[name] = total.get(name, 0.0) + share * weight
+    return tuple(sorted((name, weight) for name, weight in total.items() if weight))

@@ -188,7 +188,7 @@ class Ingress:
         encoded = None
         if batch.has_text:
             assert self._encoder is not None, "a text for a Release without encoder. This is a bug."
-            encoded = self._encoder.encode.remote(batch.texts)
+            encoded = self._encoder.encode.remote(batch.queries, batch.profiles)
         retrieved = self._retriever.retrieve.remote(batch, encoded)
         ranked: Ranked = await self._reranker.rerank.remote(batch, retrieved)
         return ranked

@@ -12,11 +12,13 @@ from llmrec_ray.signals.item_knn import ItemKnn
 from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights
 from llmrec_ray.signals.markov import MarkovChain
 from llmrec_ray.signals.popularity import Popularity
+from llmrec_ray.signals.profiles import MIN_PROFILES, ProfileMap
 from llmrec_ray.signals.recent_popularity import RecentPopularity
 from llmrec_ray.signals.text import TextCosine, center, to_text_space
 from llmrec_ray.signals.tfidf import TfidfContent
 
 __all__ = [
+    "MIN_PROFILES",
     "Bpr",
     "Calibration",
     "ColdItems",
@@ -27,6 +29,7 @@ __all__ = [
     "ItemKnn",
     "MarkovChain",
     "Popularity",
+    "ProfileMap",
     "Propagation",
     "RecentPopularity",
     "Signal",

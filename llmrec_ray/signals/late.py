@@ -61,10 +61,16 @@ class FusionPolicy(BaseModel):
     """For a person with a history; searched on validation scores."""
     candidates: dict[SourceName, PositiveInt]
     """Items per source."""
+    newcomer_weights: Weights = {}
+    """For a person with fewer than `newcomer_events` events; empty takes `weights`. Also searched on validation."""
+    newcomer_events: PositiveInt = 5
+    """From so many events on, a history is read with `weights`."""
+    profile_weights: Weights = {"neural": 0.5, "popularity": 0.5}
+    """For a profile without a history, when the Bundle knows what such people like."""
     query_weights: Weights = {"text": 0.8, "popularity": 0.2}
-    """For a text (query or profile) without a history."""
+    """For a query without a history."""
     query_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """How much `query_weights` count, beside `weights`, for a text with a history."""
+    """How much `query_weights` count beside what a history or a profile says."""
     unknown_weights: Weights = {"popularity": 1.0}
     """For a person about whom nothing is known."""
     cold_weights: ColdWeights = {}
@@ -74,7 +80,7 @@ class FusionPolicy(BaseModel):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> FusionPolicy:
-        policies = (self.weights, self.query_weights, self.unknown_weights)
+        policies = (self.weights, self.query_weights, self.unknown_weights, self.profile_weights)
         if not all(any(weights.values()) for weights in policies):
             raise ValueError("every fusion weight is 0, so nothing would rank items: give a signal a weight")
         if not self.candidates:

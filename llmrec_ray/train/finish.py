@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from llmrec_ray.signals import (
 )
 from llmrec_ray.train.cold import ColdStart
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
+from llmrec_ray.train.newcomers import newcomer_weights, profile_map
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
 from llmrec_ray.train.warm import center_of, with_encoder_of
@@ -78,6 +79,7 @@ class _Fusion:
     calibration: Calibration
     weights: Mapping[str, float]
     ndcg: float
+    newcomer_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_bundle(
@@ -161,6 +163,7 @@ def _assemble(
         popularity=popularity, calibration=fusion.calibration, cold_rows=cold.rows,
         cold_calibration=_calibrate_cold(recipe, dataset, scorer, cold, (learned, ease, vectors)),
         policy=_policy(recipe, scorer, fusion),
+        profiles=None if raw is None else profile_map(dataset, scorer, _encoder(recipe, trained)),
     )
     return scorer, parts, _metrics(trained, fusion) | change
 
@@ -239,7 +242,9 @@ def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fu
     logger.info("late fusion on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
                 ", ".join(f"{name} {weight:.2f}" for name, weight in search.weights.items()), len(search.table),
                 time.perf_counter() - start)
-    return _Fusion(calibration, search.weights, search.ndcg)
+    few = recipe.fusion.newcomer_events
+    newcomers = newcomer_weights(dataset, scorer, calibration, [*usable], positions, few) if few > 1 else {}
+    return _Fusion(calibration, search.weights, search.ndcg, newcomers)
 
 
 def _validation_users(recipe: Recipe, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -270,7 +275,8 @@ def _policy(recipe: Recipe, scorer: Scorer, fusion: _Fusion) -> FusionPolicy:
     sources = {name: count for name, count in candidates.items() if name in {"cold", *scorer.signal_names}}
     cold = {name: weight for name, weight in recipe.fusion.cold_weights.items() if name in scorer.signal_names}
     return FusionPolicy.model_validate({
-        "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale
+        "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale,
+        "newcomer_weights": fusion.newcomer_weights, "newcomer_events": recipe.fusion.newcomer_events,
     })
 
 

@@ -1,0 +1,48 @@
+"""People whom training did not see: weights for those who have clicked little, and a map from profiles to vectors.
+
+Everything is chosen on the validation split. Shapes: B users, T text vector size, d embedding size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmrec_ray.bundle import Scorer
+from llmrec_ray.data import Dataset
+from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.signals import MIN_PROFILES, Calibration, ProfileMap, search_weights
+from llmrec_ray.types import Histories, IntArray
+
+__all__ = ["newcomer_weights", "profile_map"]
+
+MAX_PROFILES = 20_000
+
+
+def newcomer_weights(
+    dataset: Dataset, scorer: Scorer, calibration: Calibration, names: list[str], users: IntArray, events: int
+) -> dict[str, float]:
+    """Weights of the signals `names` for people with fewer than `events` events, of whom nothing else is known.
+
+    users: rows of people with a validation target. Each takes part as somebody unknown who did only the newest 1, 2, …
+    events - 1 things of the train history, in turn; nothing of that history is to be recommended again.
+    """
+    seen, targets = dataset.histories("train").select(users), dataset.targets("validation")[users]
+    few = Histories.from_lists([items[-(1 + place % (events - 1)):] for place, items in enumerate(seen)])
+    vectors = scorer.user_vectors(few)
+    scores = {name: scorer.score_catalogue(name, few, vectors) for name in names}
+    for raw in scores.values():
+        raw[:, scorer.cold.rows] = np.nan
+    return search_weights(scores, targets, seen, calibration).weights
+
+
+def profile_map(dataset: Dataset, scorer: Scorer, encoder: TextEncoder) -> ProfileMap | None:
+    """From the texts of `data.users`; None when there are hardly any. At most MAX_PROFILES people are read."""
+    texts = dataset.user_texts
+    described = np.array([row for row, text in enumerate(texts) if text], np.int64)
+    if len(described) < MIN_PROFILES:
+        return None
+    some = np.sort(np.random.default_rng(0).permutation(described)[:MAX_PROFILES])
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts[row] for row in some))}
+    raw = encoder.encode(list(distinct), as_query=True)[[distinct[texts[row]] for row in some]]
+    users = scorer.user_vectors(dataset.histories("train").select(some))
+    return ProfileMap.fit(raw, users[:, :-1])
