@@ -14,11 +14,26 @@ from llmrec_ray.index import build_index
 from llmrec_ray.model import FusionRecommender, catalogue_vectors, user_matrix
 from llmrec_ray.model.onnx import load_encoder
 from llmrec_ray.release import Release, publish
-from llmrec_ray.signals import Calibration, Ease, FusionPolicy, Popularity, TextCosine, center, to_text_space
+from llmrec_ray.signals import (
+    Calibration,
+    Ease,
+    FusionPolicy,
+    Popularity,
+    ProfileMap,
+    TextCosine,
+    center,
+    to_text_space,
+)
+from llmrec_ray.train.cold import ColdStart
 
 
-def write_tiny_bundle(recipe: Recipe, dataset: Dataset, root: str, *, seed: int = 0) -> Artifact:
-    """A Bundle whose text encoder is real, whose signals are fitted, and whose towers are not trained."""
+def write_tiny_bundle(
+    recipe: Recipe, dataset: Dataset, root: str, *, seed: int = 0, profiles: list[str] | None = None
+) -> Artifact:
+    """A Bundle whose text encoder is real, whose signals are fitted, and whose towers are not trained.
+
+    profiles: what each user says about themselves.
+    """
     encoder = load_encoder(Path(recipe.encoder.model), recipe.encoder)
     raw = encoder.encode(dataset.item_texts)
     text_center = center(raw)
@@ -30,7 +45,10 @@ def write_tiny_bundle(recipe: Recipe, dataset: Dataset, root: str, *, seed: int 
     train = dataset.histories("train")
     ease = Ease(l2=10.0).fit(train, len(dataset.items))
     popularity = Popularity().fit(train, len(dataset.items))
-    catalogue = catalogue_vectors(model, text_vectors)
+    learned = catalogue_vectors(model, text_vectors)
+    cold = ColdStart.of(dataset, text_vectors)
+    cold_calibration = cold.calibrate(user_matrix(model, learned, train), train, learned, ease, text_vectors)
+    catalogue, ease = cold.fill(learned, ease)
     neural = user_matrix(model, catalogue, train) @ catalogue.T
     scores = {
         "neural": neural, "ncf": neural, "item_item": ease.score(train), "popularity": popularity.score(train),
@@ -42,7 +60,12 @@ def write_tiny_bundle(recipe: Recipe, dataset: Dataset, root: str, *, seed: int 
         trained_center=text_center, ease=ease, popularity=popularity, calibration=Calibration.fit(scores),
         policy=FusionPolicy(
             weights={"neural": 0.1, "ncf": 0.1, "item_item": 0.6, "text": 0.1, "popularity": 0.1},
-            candidates=recipe.retrieval.candidates,
+            candidates=recipe.retrieval.candidates, cold_weights=recipe.fusion.cold_weights,
+            cold_scale=recipe.fusion.cold_scale,
+        ),
+        cold_rows=cold.rows, cold_calibration=cold_calibration,
+        profiles=None if profiles is None else ProfileMap.fit(
+            encoder.encode(profiles, as_query=True), user_matrix(model, catalogue, train)[:, :-1], ridge=0.1
         ),
     )
     return save_bundle(root, parts, parents={"dataset": dataset.id}, metrics={})

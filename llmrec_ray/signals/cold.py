@@ -167,7 +167,8 @@ class _Words:
 
 
 def _attribute(column: Sequence[object]) -> _Attribute:
-    if all(value is None or isinstance(value, int | float) for value in column):
+    present = [value for value in column if value is not None]
+    if present and all(isinstance(value, int | float) for value in present):
         return _Numbers(np.array([np.nan if value is None else value for value in column], np.float32))
     words = [sorted(set(str(value).split())) if value is not None else [] for value in column]
     names = {word: place for place, word in enumerate(sorted({word for some in words for word in some}))}
