@@ -12,6 +12,7 @@
     │   ├── ArtifactMismatchError   two artifacts do not belong together
     │   └── DiskFullError           there is no room to keep what was made; nothing of it stays
     ├── ModelSourceError            encoder weights or a tokenizer cannot be had
+    ├── LeakageError                what is measured was known to what is measured; the figures would mean nothing
     ├── TrainingError               training stopped; the message names step and last good checkpoint
     ├── ClusterError                Ray cannot be started or joined, or is too small for the recipe
     └── RequestError                one request is wrong; `field` names the offending part
@@ -30,6 +31,7 @@ __all__ = [
     "DataError",
     "DiskFullError",
     "EmptyResultError",
+    "LeakageError",
     "LlmrecError",
     "MissingInputError",
     "ModelSourceError",
@@ -84,6 +86,10 @@ class DiskFullError(ArtifactError):
 
 class ModelSourceError(LlmrecError):
     """Encoder weights or a tokenizer cannot be had."""
+
+
+class LeakageError(LlmrecError):
+    """Held-out events were known to what they are to measure."""
 
 
 class TrainingError(LlmrecError):

@@ -40,6 +40,7 @@ Counts = NDArray[np.int64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 MAX_DRAWS_AT_ONCE = 4_000_000
+SIMILARITY_UNIT = 2.0**-32
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:
@@ -110,12 +111,13 @@ class ListSums:
     """What lists of recommendations hold, as sums that add up over batches of users, in any order.
 
     exposure: [N] int64, in how many lists each item stands. lists: lists with at least two items that have
-    vectors to compare. similarity: sum over these lists of the mean cosine of their pairs.
+    vectors to compare. similarity: sum over these lists of the mean cosine of their pairs, in units of
+    SIMILARITY_UNIT: whole numbers add up to the same sum in any order.
     """
 
     exposure: Counts
     lists: int = 0
-    similarity: float = 0.0
+    similarity: int = 0
 
     @classmethod
     def of(cls, lists: Counts, n_items: int, vectors: NDArray[np.float32] | None = None) -> ListSums:
@@ -124,7 +126,8 @@ class ListSums:
         if vectors is None:
             return cls(exposure)
         pairs, similarity = _mean_cosines(lists, vectors)
-        return cls(exposure, int((pairs > 0).sum()), float(similarity[pairs > 0].sum()))
+        units = np.rint(similarity[pairs > 0] / SIMILARITY_UNIT).astype(np.int64)
+        return cls(exposure, int((pairs > 0).sum()), int(units.sum()))
 
     def __add__(self, other: ListSums) -> ListSums:
         return ListSums(
@@ -149,7 +152,7 @@ class ListSums:
     @property
     def diversity(self) -> float | None:
         """1 - mean cosine of a list's pairs, averaged over the lists (Ziegler et al. 2005); None without vectors."""
-        return 1.0 - self.similarity / self.lists if self.lists else None
+        return 1.0 - self.similarity * SIMILARITY_UNIT / self.lists if self.lists else None
 
     def figures(self, k: int, popularity: Counts, n_users: int) -> dict[str, float]:
         """`coverage@k`, `gini@k`, `novelty@k`, and `diversity@k` where it is known; k names the lists' length.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,7 +158,8 @@ def evaluate_stage(
 
     dataset, bundle = open_dataset(recipe, dataset_uri), open_bundle(recipe, bundle_uri)
     pipeline = Pipeline(dataset, bundle, Index.load(index_uri or _latest_index(recipe)))
-    return evaluate(recipe, dataset, bundle, pipeline, _workspace(recipe))
+    with nullcontext() if recipe.evaluate.num_workers == 1 else ray_for(recipe):
+        return evaluate(recipe, dataset, bundle, pipeline, _workspace(recipe))
 
 
 def compare_stage(a: Sequence[str], b: Sequence[str], systems: tuple[str, str]) -> Comparison:

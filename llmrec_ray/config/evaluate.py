@@ -19,6 +19,8 @@ CHEAP_BASELINES: tuple[BaselineName, ...] = (
     "bpr", "markov",
 )
 
+SAMPLED_NEGATIVES = 99
+
 
 class EvaluateConfig(Section):
     """How the pipeline, its signals and the baselines are measured; `data.split` says what is held out."""
@@ -32,10 +34,19 @@ class EvaluateConfig(Section):
     candidates: Literal["all", "sampled"] = "all"
     """`all` ranks each target among all items; `sampled` among a few drawn at random, which is only for comparison with
     figures published so (it may turn round which system is better: Krichene and Rendle 2020)."""
-    sampled_negatives: PositiveInt = 99
+    sampled_negatives: PositiveInt = SAMPLED_NEGATIVES
     """Items drawn per user with `candidates: sampled`, among those that the user never met."""
     num_workers: PositiveInt = 1
     """Ray actors that rank blocks of users; 1 ranks in this process. The figures are the same."""
+
+    @model_validator(mode="after")
+    def _check_sampled(self) -> EvaluateConfig:
+        if self.candidates == "all" and self.sampled_negatives != SAMPLED_NEGATIVES:
+            raise ValueError(
+                f"sampled_negatives is {self.sampled_negatives}, but it has no effect with candidates all: set "
+                "evaluate.candidates to sampled, or leave sampled_negatives out"
+            )
+        return self
 
 
 class TuneConfig(Section):

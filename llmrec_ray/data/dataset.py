@@ -7,14 +7,14 @@ histories. This module does not know where the rows came from.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 
 from llmrec_ray.artifact import Artifact, open_artifact
 from llmrec_ray.config.data import Split
-from llmrec_ray.types import Columns, Histories, IntArray, SplitName
+from llmrec_ray.types import Columns, FloatArray, Histories, IntArray, SplitName
 from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["Dataset"]
@@ -103,6 +103,13 @@ class Dataset:
         split: Split = self.artifact.manifest.config["data"]["split"]
         return split
 
+    @property
+    def split_settings(self) -> dict[str, Any]:
+        """What decides which events are held out: `split`, and its `cold_fold` or `time_shares`."""
+        data = self.artifact.manifest.config["data"]
+        setting = {"cold_items": ("cold_fold",), "global_time": ("time_shares",)}.get(self.split, ())
+        return {name: data[name] for name in ("split", *setting)}
+
     def histories(self, through: SplitName) -> Histories:
         """Everybody's events up to and including a split, oldest first; user_rows = 0 … n_users - 1.
 
@@ -125,6 +132,11 @@ class Dataset:
     def history_times(self, through: SplitName) -> IntArray:
         """When each event of `histories(through)` happened, in its order, [E] int64 unix seconds."""
         return _seconds(self._events(through))
+
+    def history_values(self, through: SplitName) -> FloatArray:
+        """The value of each event of `histories(through)`, in its order, [E] float32; NaN where the log has none."""
+        values: FloatArray = self._events(through)[Columns.VALUE].cast(pl.Float32).fill_null(np.nan).to_numpy()
+        return values
 
     def targets(self, split: HeldOut) -> IntArray:
         """The item row to predict for every user, [n_users] int64: the first event in the split, -1 without one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,27 +82,39 @@ class Evaluation(BaseModel):
         return self.model_dump(mode="json")
 
     def table(self) -> str:
-        """One row per system at `main_k`, best NDCG first within signals and baselines."""
-        columns = [name if name == "auc" else f"{name}@{self.main_k}" for name in HEADINGS]
-        rows = [_row(SERVED, self.model, columns)]
+        """One row per system at `main_k`, best NDCG first within signals and baselines, then held-out items if any."""
+        columns = {name: name if name == "auc" else f"{name}@{self.main_k}" for name in HEADINGS}
+        columns = {name: column for name, column in columns.items() if column in self.model}
+        rows = [_row(SERVED, self.model, columns.values())]
         for kind, systems in (("signal", self.signals), ("baseline", self.baselines)):
             ordered = sorted(systems, key=lambda name: -systems[name][f"ndcg@{self.main_k}"])
-            rows += [_row(f"{kind} {name}", systems[name], columns) for name in ordered]
+            rows += [_row(f"{kind} {name}", systems[name], columns.values()) for name in ordered]
         return "\n".join([
             f"Protocol {self.protocol}.",
             f"{self.users} users, {self.items} items, {self.split} split; {self.recipe}, seed {self.seed}.",
             "",
-            _heading(self.main_k),
+            self._heading(list(columns)),
             *rows,
+            *self._cold_rows(),
         ])
 
+    def _heading(self, columns: Sequence[str]) -> str:
+        sampled = " SAMPLED" if "SAMPLED" in self.protocol.partition(":")[0] else ""
+        figures = "".join(f"{HEADINGS[name]:>{COLUMN_WIDTH}}" for name in columns)
+        return f"{f'at {self.main_k}{sampled}':<{NAME_WIDTH}}{figures}   {SERVED}'s lead in NDCG (95 %)"
 
-def _heading(k: int) -> str:
-    figures = "".join(f"{title:>{COLUMN_WIDTH}}" for title in HEADINGS.values())
-    return f"{f'at {k}':<{NAME_WIDTH}}{figures}   {SERVED}'s lead in NDCG (95 %)"
+    def _cold_rows(self) -> list[str]:
+        if not self.cold:
+            return []
+        columns = [f"ndcg@{self.main_k}", f"hr@{self.main_k}"]
+        width = max(map(len, self.cold))
+        return ["", "Items without a train event, beside the warm ranking by the same weights:", *(
+            f"{name:<{width}}" + "".join(f"{figures[column]:>{COLUMN_WIDTH}.4f}" for column in columns)
+            for name, figures in self.cold.items()
+        )]
 
 
-def _row(name: str, metrics: Mapping[str, float], columns: list[str]) -> str:
+def _row(name: str, metrics: Mapping[str, float], columns: Iterable[str]) -> str:
     figures = "".join(f"{metrics[column]:>{COLUMN_WIDTH}.4f}" for column in columns)
     return f"{name:<{NAME_WIDTH}}{figures}{_lead(metrics) if 'lead' in metrics else ''}"
 

@@ -36,6 +36,7 @@ def _line(evaluation: Evaluation, artifact: Artifact) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "split": evaluation.split,
         "protocol": evaluation.protocol.partition(":")[0],
+        "protocol_hash": evaluation.protocol_hash,
         "recipe": evaluation.recipe,
         "seed": evaluation.seed,
         "dataset": evaluation.dataset,

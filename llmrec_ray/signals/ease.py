@@ -31,12 +31,7 @@ class Ease:
 
     def fit(self, train: Histories, n_items: int) -> Self:
         """Learn the item-item matrix [N, N]. Raises ConfigError when a dense one would be too large."""
-        if n_items > MAX_ITEMS:
-            raise ConfigError(
-                f"EASE keeps a dense matrix of items × items, and {n_items} items are more than its limit of "
-                f"{MAX_ITEMS}: leave item_item out of fusion.signals and retrieval.candidates, and ease and "
-                "ease_recency out of evaluate.baselines."
-            )
+        self.check_size(n_items)
         occurrences = history_matrix(train, n_items, None)
         gram = (occurrences.T @ occurrences).toarray().astype(np.float64)
         gram[np.diag_indices(n_items)] += self.l2
@@ -45,6 +40,16 @@ class Ease:
         np.fill_diagonal(weights, 0.0)
         self.weights = weights.astype(np.float32)
         return self
+
+    @staticmethod
+    def check_size(n_items: int) -> None:
+        """Raise ConfigError when a dense matrix over the catalogue would be too large."""
+        if n_items > MAX_ITEMS:
+            raise ConfigError(
+                f"EASE keeps a dense matrix of items × items, and {n_items} items are more than its limit of "
+                f"{MAX_ITEMS}: leave item_item out of fusion.signals and retrieval.candidates, and ease and "
+                "ease_recency out of evaluate.baselines."
+            )
 
     def score(self, histories: Histories) -> FloatArray:
         """Raw scores of the whole catalogue, [B, N] float32; NaN for a user without history."""
