@@ -1,16 +1,19 @@
 """From users' pasts to one named raw score per item: traditional signals, and baselines ranked alone.
 
-Numpy and SciPy only; no Ray, no torch. How signals become one score is `late`.
+Numpy and SciPy only; no Ray, no torch. How signals become one score is `late`, `gated` and `modes`.
 """
 
 from llmrec_ray.signals.base import Signal
 from llmrec_ray.signals.bpr import Bpr
 from llmrec_ray.signals.cold import ColdItems, ItemKernel, Propagation
 from llmrec_ray.signals.ease import Ease
+from llmrec_ray.signals.fusion import CandidateLists, Fusion, Given, calibrated
+from llmrec_ray.signals.gated import GatedFusion
 from llmrec_ray.signals.ials import Ials
 from llmrec_ray.signals.item_knn import ItemKnn
-from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights
+from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights, weight_curve
 from llmrec_ray.signals.markov import MarkovChain
+from llmrec_ray.signals.modes import CascadeFusion, CorrectedFusion, Correction, WeightedFusion, load_fusion
 from llmrec_ray.signals.popularity import Popularity
 from llmrec_ray.signals.profiles import MIN_PROFILES, ProfileMap
 from llmrec_ray.signals.recent_popularity import RecentPopularity
@@ -21,9 +24,16 @@ __all__ = [
     "MIN_PROFILES",
     "Bpr",
     "Calibration",
+    "CandidateLists",
+    "CascadeFusion",
     "ColdItems",
+    "CorrectedFusion",
+    "Correction",
     "Ease",
+    "Fusion",
     "FusionPolicy",
+    "GatedFusion",
+    "Given",
     "Ials",
     "ItemKernel",
     "ItemKnn",
@@ -36,8 +46,12 @@ __all__ = [
     "TextCosine",
     "TfidfContent",
     "WeightSearch",
+    "WeightedFusion",
+    "calibrated",
     "center",
     "fuse",
+    "load_fusion",
     "search_weights",
     "to_text_space",
+    "weight_curve",
 ]

@@ -19,7 +19,7 @@ from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["Calibration", "FusionPolicy", "WeightSearch", "fuse", "search_weights"]
+__all__ = ["Calibration", "FusionPolicy", "WeightSearch", "fuse", "search_weights", "weight_curve"]
 
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Weights = dict[SignalName, Weight]
@@ -30,6 +30,7 @@ SEARCHES = 10
 SEARCH_K = 20
 MIN_WEIGHT = 0.05
 MAX_SCORES = 2_000_000
+CURVE_STEPS = 10
 
 
 class Calibration(BaseModel):
@@ -143,6 +144,23 @@ def search_weights(
     weights = _mean_weights(chosen)
     fused = np.sum([np.float32(weight) * calibrated[name] for name, weight in weights.items()], axis=0)
     return WeightSearch(weights=weights, ndcg=ndcg(target_ranks(fused, targets), k), table=table)
+
+
+def weight_curve(
+    scores: Mapping[str, FloatArray], targets: IntArray, seen: Histories, calibration: Calibration,
+    partner: str = "item_item", *, k: int = 10,
+) -> list[list[float]]:
+    """[neural weight, NDCG@k] for weights 0, 0.1, … 1 of the neural signal, the rest being its partner's.
+
+    From raw scores [B, N], targets [B] and items seen before, as `search_weights` takes them.
+    """
+    neural, other = (mask_seen(_centred(calibration, name, scores[name]), seen) for name in ("neural", partner))
+    curve = []
+    for step in range(CURVE_STEPS + 1):
+        weight = step / CURVE_STEPS
+        parts = [np.float32(share) * part for share, part in ((weight, neural), (1 - weight, other)) if share]
+        curve.append([weight, ndcg(target_ranks(np.sum(parts, axis=0), targets), k)])
+    return curve
 
 
 def _users_per_search(scores: FloatArray) -> int:

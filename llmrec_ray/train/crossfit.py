@@ -1,0 +1,239 @@
+"""A Dataset and a trained model -> lists of candidates that neither training nor validation makes optimistic.
+
+Whoever learns how much to trust a signal must see it on events that it was not fitted on. So each person's last train
+events are taken away, the towers and the item-item signal are fitted once more on what is left, with the same recipe,
+and retrieve candidates in memory for the events that were taken away, each after the history before it. The twin's
+vectors are turned into the space of the model that is served (orthogonal Procrustes), so that what is learnt on the
+former's holds for the latter's.
+
+Shapes: U users, L lists, C candidates, N items, D embedding size.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmrec_ray.bundle import Scorer
+from llmrec_ray.config import Recipe
+from llmrec_ray.data import Dataset
+from llmrec_ray.model import catalogue_vectors
+from llmrec_ray.ranking import mask_seen, top_k
+from llmrec_ray.signals import Calibration, CandidateLists, Ease, Given, Popularity, Signal, TextCosine
+from llmrec_ray.train.checkpoint import load_weights
+from llmrec_ray.train.inputs import TrainingInputs, build_recommender
+from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.workers import Workers
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["HeldOut", "cross_fitted_lists", "hold_out", "make_lists"]
+
+logger = logging.getLogger(__name__)
+
+MAX_LISTS = 20_000
+BATCH_LISTS = 256
+CALIBRATION_USERS = 1_000
+PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Train events cut in two: rest [U] histories, and the L events after them, each with the history before it.
+
+    counted: [E] bool, which train events are in `rest`.
+    """
+
+    rest: Histories
+    histories: Histories
+    targets: IntArray
+    counted: NDArray[np.bool_]
+
+
+def hold_out(train: Histories, last: int, seed: int = 0) -> HeldOut:
+    """Take away everybody's `last` newest events, but never the first; at most MAX_LISTS, drawn at random, are asked
+    for."""
+    ages = np.repeat(train.indptr[1:], train.lengths) - np.arange(len(train.item_rows))
+    first = np.zeros(len(train.item_rows), np.bool_)
+    first[train.indptr[:-1][train.lengths > 0]] = True
+    counted = (ages > last) | first
+    owners = np.repeat(np.arange(len(train)), train.lengths)
+    kept = np.bincount(owners[counted], minlength=len(train))
+    rest = Histories(train.user_rows, np.concatenate([[0], np.cumsum(kept)]), train.item_rows[counted])
+    events = np.flatnonzero(~counted)
+    if len(events) > MAX_LISTS:
+        events = np.sort(np.random.default_rng(seed).choice(events, MAX_LISTS, replace=False))
+    pasts = [train.item_rows[train.indptr[owners[event]] : event] for event in events]
+    histories = Histories.from_lists(pasts, train.user_rows[owners[events]].tolist())
+    return HeldOut(rest, histories, train.item_rows[events], counted)
+
+
+def cross_fitted_lists(recipe: Recipe, dataset: Dataset, scorer: Scorer, last: int) -> tuple[CandidateLists, HeldOut]:
+    """Lists of candidates scored by a twin of `scorer` that has not seen their targets, in the scorer's vector space.
+
+    Costs as much as training the towers once in this process.
+    """
+    held_out = hold_out(dataset.histories("train"), last, recipe.seed)
+    twin = _twin(recipe, dataset, scorer, held_out)
+    counts = np.bincount(held_out.rest.item_rows, minlength=len(dataset.items))
+    lists = make_lists(recipe, twin, held_out, counts)
+    turn = _turn(twin.item_vectors, scorer.item_vectors, counts)
+    return _turned(lists, turn), held_out
+
+
+def make_lists(recipe: Recipe, scorer: Scorer, held_out: HeldOut, item_counts: IntArray) -> CandidateLists:
+    """The retriever's candidates for every held-out event; events whose item is not among them are left out.
+
+    item_counts: [N] events that the scorer was fitted on; items without any are no candidates, as they are not fused.
+    """
+    sources = {str(name): n for name, n in recipe.retrieval.candidates.items() if name in {"neural", *scorer.signals}}
+    names = [name for name in scorer.signal_names if name != "ncf" or "ncf" in recipe.fusion.signals]
+    parts: list[_Part] = []
+    for part, targets in _batches(held_out.histories, held_out.targets):
+        users = scorer.user_vectors(part)
+        rows = _retrieve(scorer, sources, part, users, item_counts > 0)
+        found = rows == targets[:, None]
+        inside = np.flatnonzero(found.any(axis=1))
+        histories, rows, users = part.select(inside), rows[inside], users[inside]
+        scores = scorer.score_items(histories, rows, users, names=names)
+        parts.append(_Part(histories, rows, users, scores, found[inside].argmax(axis=1)))
+    calibrated_on = held_out.rest.select(slice(0, CALIBRATION_USERS))
+    catalogue = scorer.score_all(calibrated_on)
+    return _joined(
+        parts, Calibration.fit(catalogue, calibrated_on), np.log1p(item_counts).astype(np.float32), scorer.item_vectors
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    histories: Histories
+    item_rows: IntArray
+    users: FloatArray
+    scores: dict[str, FloatArray]
+    places: IntArray
+
+
+def _twin(recipe: Recipe, dataset: Dataset, scorer: Scorer, held_out: HeldOut) -> Scorer:
+    """Fitted on the rest alone; the encoder, when it was trained, stays as it is."""
+    n_items, text = len(dataset.items), scorer.signals.get("text")
+    vectors = text.text_vectors if isinstance(text, TextCosine) else None
+    signals: dict[str, Signal] = {"popularity": Popularity().fit(held_out.rest, n_items)}
+    if "item_item" in scorer.signals:
+        signals["item_item"] = Ease(recipe.item_item.l2, recipe.item_item.recency).fit(held_out.rest, n_items)
+    if text is not None:
+        signals["text"] = text
+    alone = _alone(recipe)
+    model = build_recommender(alone, len(dataset.users), n_items, None if vectors is None else vectors.shape[1])
+    inputs = TrainingInputs.of(alone, dataset, vectors, None)
+    values = None if inputs.values is None else inputs.values[held_out.counted]
+    targets = _next_items(held_out, len(dataset.users))
+    model.load_state_dict(_trained(alone, replace(inputs, histories=held_out.rest, targets=targets, values=values)))
+    return Scorer(model, catalogue_vectors(model, vectors), signals)
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """The recipe for towers over fixed text vectors, trained by one process."""
+    train = {"num_workers": 1, "min_workers": None, "sharding": "none", "offload": "none", "compile": False,
+             "checkpoint_steps": None, "warm_start": None}
+    return recipe.model_copy(update={
+        "encoder": recipe.encoder.model_copy(update={"tuning": "frozen"}),
+        "train": recipe.train.model_copy(update=train),
+    })
+
+
+def _trained(recipe: Recipe, inputs: TrainingInputs) -> dict[str, Tensor]:
+    """Weights of the towers at their best epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        best = Path(folder)
+
+        def keep(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+            if metrics["epoch"] == metrics["best_epoch"]:
+                write(best)
+
+        train_epochs(recipe, inputs, Workers(), keep, say=logger.debug)
+        weights = load_weights(best)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
+
+
+def _next_items(held_out: HeldOut, n_users: int) -> IntArray:
+    """[U] each user's first held-out event that is asked for, -1 without one: what the twin stops early by."""
+    targets = np.full(n_users, -1, np.int64)
+    users, first = np.unique(held_out.histories.user_rows, return_index=True)
+    targets[users] = held_out.targets[first]
+    return targets
+
+
+def _batches(histories: Histories, targets: IntArray) -> Iterator[tuple[Histories, IntArray]]:
+    for start in range(0, len(histories), BATCH_LISTS):
+        part = slice(start, start + BATCH_LISTS)
+        yield histories.select(part), targets[part]
+
+
+def _score_source(scorer: Scorer, name: str, histories: Histories, users: FloatArray) -> FloatArray:
+    if name == "neural":
+        return np.asarray(users @ scorer.item_vectors.T, np.float32)
+    return scorer.score_signal(name, histories)
+
+
+def _retrieve(
+    scorer: Scorer, sources: dict[str, int], histories: Histories, users: FloatArray, allowed: NDArray[np.bool_]
+) -> IntArray:
+    """[B, C] item rows, ascending, -1 at the end: the union of the sources' best unseen items."""
+    union = np.zeros((len(histories), len(scorer.item_vectors)), np.bool_)
+    for source, n in sources.items():
+        scores = mask_seen(_score_source(scorer, source, histories, users), histories)
+        rows, _ = top_k(np.where(allowed, scores, -np.inf).astype(np.float32), n)
+        owners, columns = np.nonzero(rows >= 0)
+        union[owners, rows[owners, columns]] = True
+    counts = union.sum(axis=1)
+    item_rows = np.full((len(union), int(counts.max(initial=0))), -1, np.int64)
+    item_rows[np.arange(item_rows.shape[1]) < counts[:, None]] = np.nonzero(union)[1]
+    return item_rows
+
+
+def _joined(
+    parts: Sequence[_Part], calibration: Calibration, log_counts: FloatArray, item_vectors: FloatArray
+) -> CandidateLists:
+    width = max(part.item_rows.shape[1] for part in parts)
+
+    def wide(array: NDArray[np.generic], empty: float) -> NDArray[np.generic]:
+        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=empty)
+
+    histories = Histories.from_lists(
+        [history for part in parts for history in part.histories],
+        np.concatenate([part.histories.user_rows for part in parts]).tolist(),
+    )
+    return CandidateLists(
+        scores={
+            name: np.concatenate([wide(part.scores[name], np.nan) for part in parts]) for name in parts[0].scores
+        },
+        given=Given(
+            histories, np.concatenate([wide(part.item_rows, -1) for part in parts]),
+            np.concatenate([part.users for part in parts]),
+        ),
+        places=np.concatenate([part.places for part in parts]), calibration=calibration, log_counts=log_counts,
+        item_vectors=item_vectors,
+    )
+
+
+def _turn(own: FloatArray, wanted: FloatArray, item_counts: IntArray) -> FloatArray:
+    """[D, D] the rotation after which `own` item vectors [N, D + 1] are nearest to `wanted` (Schönemann 1966)."""
+    weights = np.sqrt(item_counts)[:, None]
+    left, _, right = np.linalg.svd((own[:, :-1] * weights).T @ (wanted[:, :-1] * weights))
+    return np.asarray(left @ right, np.float32)
+
+
+def _turned(lists: CandidateLists, turn: FloatArray) -> CandidateLists:
+    def turned(vectors: FloatArray) -> FloatArray:
+        return np.concatenate([vectors[:, :-1] @ turn, vectors[:, -1:]], axis=1)
+
+    given = Given(lists.given.histories, lists.given.item_rows, turned(lists.given.users))
+    return CandidateLists(
+        lists.scores, given, lists.places, lists.calibration, lists.log_counts, turned(lists.item_vectors)
+    )
