@@ -9,6 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llmrec_ray.bundle import Bundle
+from llmrec_ray.data import Dataset
+from llmrec_ray.errors import DataError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model.reranker import LearnedCorrection
 from llmrec_ray.ranking import target_ranks
@@ -24,7 +27,8 @@ from llmrec_ray.signals import (
     load_fusion,
     weight_curve,
 )
-from llmrec_ray.train.crossfit import hold_out
+from llmrec_ray.train.crossfit import hold_out, make_lists
+from llmrec_ray.train.fusing import fit_modes
 from llmrec_ray.train.listwise import fit_correction
 from llmrec_ray.types import FloatArray, Histories
 
@@ -270,3 +274,39 @@ def test_the_weight_curve_goes_from_the_partner_alone_to_the_neural_signal_alone
     assert curve[0][1] == pytest.approx(ndcg(target_ranks(scores["item_item"], targets), 10))
     assert curve[-1][1] == pytest.approx(ndcg(target_ranks(scores["neural"], targets), 10))
     assert max(value for _, value in curve[1:-1]) > max(curve[0][1], curve[-1][1])
+
+
+def test_every_mode_is_fitted_on_the_towers_of_a_bundle_without_reading_held_out_items(tiny_release, monkeypatch):
+    bundle, dataset = Bundle.open(tiny_release.bundle.uri), Dataset.open(tiny_release.dataset.uri)
+    before = bundle.item_vectors.copy()
+    monkeypatch.setattr(Dataset, "histories", _train_only(Dataset.histories))
+    modes = fit_modes(bundle.recipe, dataset, bundle)
+    assert set(modes) == set(MODES)
+    assert modes["gated"].measured["lists"] == modes["learned"].measured["lists"] > 20
+    assert modes["late"].seconds == modes["cascade"].seconds == 0.0 < modes["gated"].seconds
+    np.testing.assert_array_equal(bundle.item_vectors, before)
+    histories, rows = dataset.histories("train").select(slice(0, 4)), np.tile(np.arange(10), (4, 1))
+    given = Given(histories, rows, bundle.user_vectors(histories))
+    for fitted in modes.values():
+        scores = bundle.score_items(histories, rows, names=fitted.fusion.signals)
+        total, shares = fitted.fusion.fuse(scores, given)
+        np.testing.assert_allclose(np.sum(list(shares.values()), axis=0), total, atol=1e-5)
+
+
+def test_nothing_to_learn_from_is_said(tiny_release):
+    bundle = Bundle.open(tiny_release.bundle.uri)
+    held_out = hold_out(Histories.from_lists([[0], [1]], [0, 1]), 5)
+    with pytest.raises(DataError) as caught:
+        make_lists(bundle.recipe, bundle, held_out, np.ones(40, np.int64), ["neural"])
+    assert str(caught.value) == (
+        "The fusion mode learns from the newest train events of everybody, but of 0 such events none was found among "
+        "the candidates that are retrieved: raise retrieval.candidates, or set fusion.mode to late."
+    )
+
+
+def _train_only(histories):
+    def read(self, through):
+        assert through == "train"
+        return histories(self, through)
+
+    return read

@@ -24,6 +24,7 @@ from torch import Tensor
 from llmrec_ray.bundle import Scorer
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
+from llmrec_ray.errors import DataError
 from llmrec_ray.model import catalogue_vectors
 from llmrec_ray.ranking import mask_seen, top_k
 from llmrec_ray.signals import Calibration, CandidateLists, Ease, Given, Popularity, Signal, TextCosine
@@ -74,26 +75,31 @@ def hold_out(train: Histories, last: int, seed: int = 0) -> HeldOut:
     return HeldOut(rest, histories, train.item_rows[events], counted)
 
 
-def cross_fitted_lists(recipe: Recipe, dataset: Dataset, scorer: Scorer, last: int) -> tuple[CandidateLists, HeldOut]:
+def cross_fitted_lists(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, last: int, signals: Sequence[str]
+) -> tuple[CandidateLists, HeldOut]:
     """Lists of candidates scored by a twin of `scorer` that has not seen their targets, in the scorer's vector space.
 
-    Costs as much as training the towers once in this process.
+    last: events of each person that are held out. signals: those whose scores are wanted. Costs as much as training
+    the towers once in this process. Raises DataError when there is nothing to learn from.
     """
     held_out = hold_out(dataset.histories("train"), last, recipe.seed)
     twin = _twin(recipe, dataset, scorer, held_out)
     counts = np.bincount(held_out.rest.item_rows, minlength=len(dataset.items))
-    lists = make_lists(recipe, twin, held_out, counts)
+    lists = make_lists(recipe, twin, held_out, counts, signals)
     turn = _turn(twin.item_vectors, scorer.item_vectors, counts)
     return _turned(lists, turn), held_out
 
 
-def make_lists(recipe: Recipe, scorer: Scorer, held_out: HeldOut, item_counts: IntArray) -> CandidateLists:
+def make_lists(
+    recipe: Recipe, scorer: Scorer, held_out: HeldOut, item_counts: IntArray, signals: Sequence[str]
+) -> CandidateLists:
     """The retriever's candidates for every held-out event; events whose item is not among them are left out.
 
     item_counts: [N] events that the scorer was fitted on; items without any are no candidates, as they are not fused.
+    Raises DataError when no list is left.
     """
     sources = {str(name): n for name, n in recipe.retrieval.candidates.items() if name in {"neural", *scorer.signals}}
-    names = [name for name in scorer.signal_names if name != "ncf" or "ncf" in recipe.fusion.signals]
     parts: list[_Part] = []
     for part, targets in _batches(held_out.histories, held_out.targets):
         users = scorer.user_vectors(part)
@@ -101,10 +107,16 @@ def make_lists(recipe: Recipe, scorer: Scorer, held_out: HeldOut, item_counts: I
         found = rows == targets[:, None]
         inside = np.flatnonzero(found.any(axis=1))
         histories, rows, users = part.select(inside), rows[inside], users[inside]
-        scores = scorer.score_items(histories, rows, users, names=names)
+        scores = scorer.score_items(histories, rows, users, names=signals)
         parts.append(_Part(histories, rows, users, scores, found[inside].argmax(axis=1)))
+    if not sum(len(part.places) for part in parts):
+        raise DataError(
+            f"The fusion mode learns from the newest train events of everybody, but of {len(held_out.targets)} such "
+            "events none was found among the candidates that are retrieved: raise retrieval.candidates, or set "
+            "fusion.mode to late."
+        )
     calibrated_on = held_out.rest.select(slice(0, CALIBRATION_USERS))
-    catalogue = scorer.score_all(calibrated_on)
+    catalogue = {name: raw for name, raw in scorer.score_all(calibrated_on).items() if name in signals}
     return _joined(
         parts, Calibration.fit(catalogue, calibrated_on), np.log1p(item_counts).astype(np.float32), scorer.item_vectors
     )

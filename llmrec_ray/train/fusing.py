@@ -54,7 +54,8 @@ def fit_fusion(
 ) -> Fusion:
     """The fusion of `fusion.mode`, for requests with a history and no weights of their own.
 
-    Fitting `gated` or `learned` takes about as long as training the towers by one process.
+    Fitting `gated` or `learned` takes about as long as training the towers by one process. Raises DataError when there
+    is nothing to learn from.
     """
     fitting = _Fitting(recipe, dataset, scorer, calibration, policy)
     fitted = fitting.fit(recipe.fusion.mode)
@@ -100,7 +101,9 @@ class _Fitting:
     def _cross_fitted(self) -> tuple[CandidateLists, HeldOut]:
         if self._lists is None:
             start = time.perf_counter()
-            self._lists = cross_fitted_lists(self.recipe, self.dataset, self.scorer, HELD_OUT)
+            wanted = {*self.weights, *self.recipe.fusion.signals}
+            names = [name for name in self.scorer.signal_names if name != "ncf" or name in wanted]
+            self._lists = cross_fitted_lists(self.recipe, self.dataset, self.scorer, HELD_OUT, names)
             self._list_seconds = time.perf_counter() - start
         return self._lists
 
