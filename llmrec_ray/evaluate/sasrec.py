@@ -29,7 +29,9 @@ __all__ = ["SASREC_MODEL", "SASREC_TRAIN", "SasRec", "fit_sasrec"]
 
 SELECTION_K = 10
 SASREC_MODEL = ModelConfig(user_tower="transformer", user_embedding=False, dropout=0.2)
-SASREC_TRAIN = TrainConfig(num_workers=1, epochs=12, batch_size=16, learning_rate=4e-3, patience=4)
+SASREC_TRAIN = TrainConfig(
+    num_workers=1, epochs=16, patience=6, batch_size=16, learning_rate=4e-3, negatives=1024
+)
 
 
 class SasRec:

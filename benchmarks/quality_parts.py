@@ -1,0 +1,264 @@
+"""The parts of the quality benchmark: each trains once, ranks with everything that this training serves, and is kept.
+
+A part is a JSON object {"rows": {system: {"ranks": {split: [...]}, "train_s": …, "score_us": …}}, …} in a file of its
+own, so that an interrupted run goes on with the next part. A part that scores the test split is logged when it is
+computed, not when it is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llmrec_ray import stages
+from llmrec_ray.artifact import Artifact
+from llmrec_ray.bundle import Bundle
+from llmrec_ray.config import BaselineName, Recipe, override_recipe
+from llmrec_ray.data import Dataset
+from llmrec_ray.evaluate import fit_baseline
+from llmrec_ray.evaluate.cold import ColdSystem, ColdTask, chance, cold_figures
+from llmrec_ray.evaluate.protocol import Task
+from llmrec_ray.evaluate.systems import Ranked, RawScores, Served, System, of_signal
+from llmrec_ray.index import Index
+from llmrec_ray.metrics import hit_rate, ndcg
+from llmrec_ray.ranking import list_ranks, top_k
+from llmrec_ray.recommend import Pipeline
+from llmrec_ray.recommend.batch import RequestBatch
+from llmrec_ray.signals import Fusion, Given
+from llmrec_ray.train import TextSpace
+from llmrec_ray.train.fusing import fit_modes
+from llmrec_ray.types import FloatArray, Histories, IntArray
+
+__all__ = ["SEEDED", "UNSEEDED", "Part", "Parts", "Split", "baselines_part", "cold_part", "figures", "model_part"]
+
+Split = Literal["validation", "test"]
+Tower = Literal["decayed_means", "transformer"]
+ScoreItems = Callable[[Histories, IntArray], Mapping[str, FloatArray]]
+K = 10
+UNPUBLISHED = "unpublished"
+BATCH_USERS = 256
+UNSEEDED: tuple[BaselineName, ...] = (
+    "popularity", "recent_popularity", "tfidf", "text", "item_knn", "item_knn_recency", "ease", "ease_recency",
+    "markov",
+)
+SEEDED: tuple[BaselineName, ...] = ("ials", "bpr", "sasrec")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file holds: a name, the recipe and what computes it."""
+
+    name: str
+    recipe: Recipe
+    compute: Callable[[Recipe, Sequence[Split]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of one run in a folder; `log`: where scorings of the test split are written down, or None."""
+
+    folder: Path
+    splits: Sequence[Split]
+    log: Path | None
+
+    def result(self, part: Part) -> dict[str, Any]:
+        """Read the part when it is there for the same recipe and splits, else compute it."""
+        path = self.folder / f"{part.name}.json"
+        stamp = self._stamp(part.recipe)
+        if path.exists():
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if kept["stamp"] == stamp:
+                return kept
+        started = time.monotonic()
+        result = part.compute(part.recipe, self.splits)
+        result |= {"stamp": stamp, "seconds": round(time.monotonic() - started, 1)}
+        self._log(part, result)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result), encoding="utf-8")
+        return result
+
+    def _stamp(self, recipe: Recipe) -> str:
+        return hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), *self.splits]).encode()).hexdigest()[:12]
+
+    def _log(self, part: Part, result: Mapping[str, Any]) -> None:
+        if "test" not in self.splits or self.log is None:
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "split": "test", "benchmark": "quality",
+            "part": part.name, "recipe": part.recipe.name, "seed": part.recipe.seed,
+            **{name: result[name] for name in ("protocol", "dataset", "bundle", "git_commit") if name in result},
+            "systems": {name: figures(row["ranks"]["test"]) for name, row in result["rows"].items()},
+        } | ({"cold": result["cold"]} if "cold" in result else {})
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def model_part(tower: Tower) -> Callable[[Recipe, Sequence[Split]], dict[str, Any]]:
+    """One training of the recipe's model with this user tower, then every fusion mode and signal it serves."""
+
+    def compute(recipe: Recipe, splits: Sequence[Split]) -> dict[str, Any]:
+        dataset = stages.open_dataset(recipe)
+        trained = recipe if tower == "decayed_means" else override_recipe(recipe, [f"model.user_tower={tower}"])
+        bundle, pipeline = _train(trained, dataset.uri)
+        fitted = fit_modes(recipe, dataset, bundle) if tower == "decayed_means" else {}
+        systems: dict[str, System] = {"default": _served("default", pipeline)}
+        systems |= {mode: _FusedLists(pipeline, bundle, each.fusion) for mode, each in fitted.items()}
+        systems |= _signals(bundle)
+        rows = _measured(systems, dataset, splits)
+        seconds = bundle.artifact.manifest.metrics["train_seconds"]
+        for name, row in rows.items():
+            row["train_s"] = seconds + (fitted[name].seconds if name in fitted else 0.0)
+        prefix = "" if tower == "decayed_means" else f"{tower} "
+        named = {f"{prefix}{name}": row for name, row in rows.items()}
+        return {"rows": named, "protocol": "P", **_origin(dataset, bundle.artifact)}
+
+    return compute
+
+
+def baselines_part(names: Iterable[BaselineName]) -> Callable[[Recipe, Sequence[Split]], dict[str, Any]]:
+    """These baselines, fitted with the recipe's seed."""
+
+    def compute(recipe: Recipe, splits: Sequence[Split]) -> dict[str, Any]:
+        dataset = stages.open_dataset(recipe)
+        rows = {}
+        for name in names:
+            text = TextSpace.of(stages.embed_stage(recipe)).vectors if name == "text" else None
+            started = time.perf_counter()
+            signal = fit_baseline(name, dataset, recipe, text_vectors=text)
+            seconds = time.perf_counter() - started
+            [row] = _measured({name: of_signal(signal, name, K)}, dataset, splits).values()
+            rows[name] = row | {"train_s": seconds}
+        return {"rows": rows, "protocol": "P", **_origin(dataset, None)}
+
+    return compute
+
+
+def cold_part(recipe: Recipe, splits: Sequence[Split]) -> dict[str, Any]:
+    """One training on a Dataset whose split holds a fold of items out: cold pairs, and the warm ranking beside them.
+
+    `cold`: among "fold" or "all" -> system -> figures over the pairs of the last split; systems are the pipeline with
+    its cold scale and with 0, and each signal as it scores cold items.
+    """
+    dataset = Dataset.open(stages.ingest_stage(recipe).uri)
+    bundle, pipeline = _train(recipe, dataset.uri)
+    without = pipeline.with_policy(pipeline.policy.model_copy(update={"cold_scale": 0.0}))
+    served: dict[str, System] = {"default": _served("default", pipeline), "scale_off": _served("scale_off", without)}
+    task = ColdTask.of(dataset, splits[-1])
+    cold: dict[str, Any] = {
+        "chance": chance(task.n_candidates, [K]), "pairs": len(task.users), "items": len(task.fold),
+        "fold": _cold_figures(_cold_scores(bundle, pipeline, without), "fold", task),
+        "all": _cold_figures(_cold_scores(None, pipeline, without), "all", task),
+    }
+    return {"rows": _measured(served, dataset, splits), "cold": cold, "protocol": "C2",
+            **_origin(dataset, bundle.artifact)}
+
+
+def figures(ranks: Sequence[float]) -> dict[str, float]:
+    """NDCG@10 and HR@10 of ranks."""
+    array = np.asarray(ranks, np.float64)
+    return {"ndcg@10": ndcg(array, K), "hr@10": hit_rate(array, K)}
+
+
+def _train(recipe: Recipe, dataset_uri: str) -> tuple[Bundle, Pipeline]:
+    bundle = Bundle.open(stages.train_stage(recipe, dataset_uri).uri, verify=False)
+    index = Index.load(stages.index_stage(recipe, bundle.uri).uri)
+    return bundle, Pipeline(Dataset.open(dataset_uri, verify=False), bundle, index)
+
+
+def _served(name: str, pipeline: Pipeline) -> Served:
+    depth = max(K, min(pipeline.policy.candidates.values()))
+    return Served(name, pipeline.recommend_rows, _NoSampling(), depth)
+
+
+@dataclass(frozen=True)
+class _FusedLists:
+    """The pipeline's candidates, put in order by one fusion mode."""
+
+    pipeline: Pipeline
+    bundle: Bundle
+    fusion: Fusion
+
+    def rank(self, task: Task) -> Iterator[tuple[str, Ranked]]:
+        """One ranking, named after the mode."""
+        depth = max(K, min(self.pipeline.policy.candidates.values()))
+        batch = RequestBatch.of_histories(UNPUBLISHED, task.histories, depth)
+        retrieved = self.pipeline.retriever.retrieve(batch, None)
+        rows = retrieved.candidates.item_rows
+        raw = self.bundle.score_items(task.histories, rows, retrieved.users, None, self.fusion.signals)
+        total, _ = self.fusion.fuse(raw, Given(task.histories, rows, retrieved.users))
+        places, _ = top_k(np.where(rows >= 0, total, -np.inf).astype(np.float32), depth)
+        lists = np.where(places >= 0, np.take_along_axis(rows, np.maximum(places, 0), axis=1), -1)
+        yield self.fusion.mode, Ranked(list_ranks(lists, task.targets, task.n_candidates), lists)
+
+
+class _NoSampling:
+    """Stands where sampled candidates would be scored; this benchmark draws none."""
+
+    def __call__(self, histories: Histories, item_rows: IntArray) -> FloatArray:
+        raise AssertionError("sampled candidates in a full ranking. This is a bug.")
+
+
+def _signals(bundle: Bundle) -> dict[str, System]:
+    """One system per signal, so that each has its own cost."""
+    return {
+        f"signal {name}": RawScores(_score(bundle, name), _NoSampling(), K, prefix="signal ")
+        for name in bundle.signal_names
+    }
+
+
+def _score(bundle: Bundle, name: str) -> Callable[[Histories], dict[str, FloatArray]]:
+    return lambda histories: {name: bundle.score_catalogue(name, histories, bundle.user_vectors(histories))}
+
+
+def _cold_scores(bundle: Bundle | None, *pipelines: Pipeline) -> list[ScoreItems]:
+    """Fused scores with and without the cold scale; with a Bundle also its signals, which know cold items only."""
+    on, off = pipelines
+    scores: list[ScoreItems] = [
+        lambda histories, rows: {"default": on.score_rows(histories, rows)},
+        lambda histories, rows: {"scale_off": off.score_rows(histories, rows)},
+    ]
+    if bundle is not None:
+        scores.append(lambda histories, rows: bundle.cold.take(
+            bundle.cold.score(histories, bundle.user_vectors(histories)), rows
+        ))
+    return scores
+
+
+def _cold_figures(scores: Iterable[ScoreItems], among: Literal["fold", "all"], task: ColdTask) -> dict[str, Any]:
+    """Figures over all pairs by each name that the scores have."""
+    pieces: dict[str, list[Any]] = {}
+    for score in scores:
+        for start in range(0, len(task), BATCH_USERS):
+            for name, ranked in ColdSystem(score, among).rank(task.piece(start, start + BATCH_USERS)):
+                pieces.setdefault(name, []).append(ranked.ranks)
+    return {name: cold_figures(np.concatenate(ranks), [K]) for name, ranks in pieces.items()}
+
+
+def _measured(systems: Mapping[str, System], dataset: Dataset, splits: Sequence[Split]) -> dict[str, dict[str, Any]]:
+    """Ranks of every split's targets by each system, and its cost of ranking a user."""
+    tasks = {split: Task.of(dataset, split) for split in splits}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, system in systems.items():
+        started, users, ranks = time.perf_counter(), 0, {}
+        for split, task in tasks.items():
+            ranks[split] = [rank for piece in task.batches(BATCH_USERS) for _, found in system.rank(piece)
+                            for rank in found.ranks.tolist()]
+            users += len(task)
+        rows[name] = {"ranks": ranks, "score_us": (time.perf_counter() - started) / users * 1e6}
+    return rows
+
+
+def _origin(dataset: Dataset, bundle: Artifact | None) -> dict[str, str]:
+    origin = {"dataset": dataset.id}
+    if bundle is not None:
+        origin |= {"bundle": bundle.id, "git_commit": str(bundle.manifest.git_commit)}
+    return origin
