@@ -60,13 +60,13 @@ def check_bundle(dataset: Dataset, bundle: Bundle) -> None:
 
 def warn_of_suspicious(ranks: Mapping[str, NDArray[np.float64]]) -> None:
     """Say so when a system ranks nearly every target first: ranks [U] by system."""
-    for system, found in ranks.items():
-        first = float(np.mean(found <= 1))
-        if first > TOO_GOOD and len(found) >= FEWEST_TARGETS:
-            logger.warning(
-                "%s ranks %.0f %% of the targets first, which hardly anything does that has not seen them: look for a "
-                "text, attribute or id that gives the target away.", system, 100 * first,
-            )
+    shares = {system: float(np.mean(found <= 1)) for system, found in ranks.items() if len(found) >= FEWEST_TARGETS}
+    if suspicious := {system: share for system, share in shares.items() if share > TOO_GOOD}:
+        logger.warning(
+            "%s: hardly anything ranks so many targets first that has not seen them. Look for a text, attribute or id "
+            "that gives the target away.",
+            ", ".join(f"{system} {share:.0%}" for system, share in suspicious.items()),
+        )
 
 
 def _check_pairs(dataset: Dataset) -> None:

@@ -6,8 +6,8 @@ do not grow with the users, so memory is bounded:
     here        8 bytes x (events + targets x (systems + 4)), and one baseline
     a worker    the artifacts, batch_users x items x (4 x signals + 8) bytes, and 8 bytes x items x systems x cut-offs
 
-Blocks are the same whatever the number of workers, so the figures are too, bit by bit; other batch_users change scores
-by rounding at most. The pool knows systems and tasks only by their methods.
+Blocks are the same whatever the number of workers, so the figures are too, bit by bit. Other batch_users change scores
+by rounding, which can only part items that are equal but for it. Systems and tasks are known by their methods only.
 """
 
 from __future__ import annotations
@@ -160,16 +160,25 @@ class _OnRay:
 
 
 class _Remote:
-    """What a Ray actor runs: a Worker over artifacts that it opens itself."""
+    """What a Ray actor runs: a Worker over artifacts that it opens itself.
+
+    It opens them at the first call: an error while an actor is made would reach nobody as what it is.
+    """
 
     def __init__(self, open_worker: Callable[[], Worker]) -> None:
-        self._worker = open_worker()
+        self._open = open_worker
+        self._opened: Worker | None = None
 
     def rank(self, system: str | Ranker, task: Block, start: int, stop: int) -> dict[str, Ranks]:
         return self._worker.rank(system, task, start, stop)
 
     def take_sums(self) -> dict[str, dict[int, ListSums]]:
         return self._worker.take_sums()
+
+    @property
+    def _worker(self) -> Worker:
+        self._opened = self._opened or self._open()
+        return self._opened
 
 
 @contextmanager
