@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_ray.config import ModelConfig
+from llmrec_ray.config import ModelConfig, TrainConfig
 from llmrec_ray.model import (
     FrozenText,
     FusionRecommender,
@@ -15,6 +15,8 @@ from llmrec_ray.model import (
     ncf,
     user_matrix,
 )
+from llmrec_ray.model.losses import make_loss
+from llmrec_ray.model.negatives import make_sampler
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.types import Histories
 
@@ -59,12 +61,13 @@ def first_batch(histories: Histories) -> WindowBatch:
     return batch
 
 
-def train(step: TrainingModule, histories: Histories, epochs: int) -> list[float]:
+def train(step: TrainingModule, histories: Histories, epochs: int, sampler=None, windows=None) -> list[float]:
+    windows = windows or make_windows(histories, CONFIG.history_length, sampler)
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)
     losses = []
     for epoch in range(epochs):
         step.train()
-        for [batch] in make_windows(histories, CONFIG.history_length).epoch(epoch, **SETTINGS):
+        for [batch] in windows.epoch(epoch, **SETTINGS):
             loss = step(batch)
             optimizer.zero_grad()
             loss.backward()
@@ -167,6 +170,72 @@ def test_gradients_averaged_over_workers_equal_those_of_one(world_size, config):
         for name, expected in alone.items():
             mean = torch.stack([share[number][name] for share in shares]).mean(dim=0)
             torch.testing.assert_close(mean, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_hard_negatives_count_only_where_they_score_below_the_target_by_a_margin():
+    """With the margin at its largest none counts; at its smallest all do but a position's own target."""
+    histories = board()[0]
+    pool = np.tile(np.arange(N_ITEMS), (N_USERS, 1))
+    [batch] = next(make_windows(histories, 10).epoch(0, **SETTINGS, hard=(pool, 5)))
+    plain = first_batch(histories)
+    step = module(config=CONFIG.model_copy(update={"dropout": 0.0, "id_dropout": 0.0}))
+    losses = {}
+    for margin in (-1e9, 0.0, 1e9):
+        step.hard_margin = margin
+        losses[margin] = step(batch).item()
+    assert losses[1e9] == pytest.approx(step(plain).item(), rel=1e-5)
+    assert losses[1e9] < losses[0.0] < losses[-1e9]
+
+
+def test_the_correction_lowers_the_scores_of_popular_items_by_what_they_are_drawn():
+    histories = board()[0]
+    batch, config = first_batch(histories), CONFIG.model_copy(update={"dropout": 0.0, "id_dropout": 0.0})
+    step, corrected = module("id", config), module("id", config)
+    log_q = torch.linspace(-5, -1, N_ITEMS)
+    corrected.register_buffer("log_q_N", log_q, persistent=False)
+    with torch.no_grad():
+        step.model.items.biases.weight.sub_(log_q)
+    for ncf_head in (step.model.ncf, corrected.model.ncf):
+        torch.nn.init.zeros_(ncf_head.product.weight)
+        torch.nn.init.zeros_(ncf_head.join.weight)
+    some, negatives = batch.rows[batch.targets[batch.head_targets]], batch.rows[batch.negatives]
+    others = (-log_q[negatives]).expand(len(some), -1).masked_fill(some[:, None] == negatives, -torch.inf)
+    logits = torch.cat([-log_q[some][:, None], others], dim=1)
+    plain = torch.log1p((some[:, None] != negatives).sum(dim=1).float())
+    by_head = 4 * (torch.logsumexp(logits, dim=1) + log_q[some] - plain).sum() / len(batch.targets)
+    torch.testing.assert_close(corrected(batch), step(batch) + by_head)
+
+
+@pytest.mark.parametrize("settings", [
+    {"loss": "full_softmax"}, {"loss": "bpr"}, {"loss": "bce"}, {"loss": "focal"}, {"negative_sampling": "popularity"},
+    {"negative_sampling": "in_batch"}, {"negative_sampling": "in_batch", "loss": "bpr"},
+])
+def test_a_checkerboard_is_learnt_with_every_loss_and_sampling(settings):
+    histories, _ = board()
+    train_config = TrainConfig(**settings)
+    sampler = make_sampler(train_config, np.bincount(histories.item_rows))
+    plain = module()
+    step = TrainingModule(plain.model, plain.text_source, loss=make_loss(train_config), log_q=sampler.log_q)
+    train(step, histories, epochs=16, sampler=sampler)
+    catalogue = catalogue_vectors(step.model, colours())
+    users = user_matrix(step.model, catalogue, histories)
+    everything = np.tile(np.arange(N_ITEMS), (N_USERS, 1))
+    assert colour_ndcg(users @ catalogue.T, histories) > 0.9
+    assert colour_ndcg(ncf(step.model, users, catalogue, everything), histories) > 0.9
+
+
+def test_disliked_items_are_ranked_below_items_nobody_has_had():
+    """Black users rated white things too, badly; items 38 and 39 have no events."""
+    generator = np.random.default_rng(0)
+    pasts = [generator.permutation(38) for _ in range(N_USERS)]
+    histories = Histories.from_lists(pasts, list(range(N_USERS)))
+    liked = (histories.item_rows % 2) == np.repeat(np.arange(N_USERS), 38) % 2
+    plain = module(config=CONFIG.model_copy(update={"id_dropout": 0.0}))
+    step = TrainingModule(plain.model, plain.text_source, loss=make_loss(TrainConfig(loss="bce")))
+    windows = make_windows(histories, CONFIG.history_length, liked=liked)
+    train(step, histories, epochs=12, windows=windows)
+    catalogue = catalogue_vectors(step.model, colours())
+    assert colour_ndcg(user_matrix(step.model, catalogue, histories) @ catalogue.T, histories) > 0.9
 
 
 def test_a_position_never_competes_with_its_own_target():

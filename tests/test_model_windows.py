@@ -111,6 +111,43 @@ def test_negatives_are_distinct_and_only_items_seen_in_train():
         assert sorted(negatives(batch).tolist()) == [3, 5, 7]
 
 
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 1), (2, 1), (3, 2)])
+def test_every_window_has_hard_negatives_of_its_own_user_whatever_the_split(
+    windows, histories, world_size, micro_batches
+):
+    pool = np.arange(len(histories))[:, None] * 100 + np.arange(6)
+    pool[4, 2:] = pool[5] = -1
+    found = {}
+    for rank in range(world_size):
+        split = {"rank": rank, "world_size": world_size, "micro_batches": micro_batches, "with_step_rows": True}
+        for step in windows.epoch(0, **SETTINGS, hard=(pool, 3), **split):
+            for batch in step:
+                assert torch.isin(batch.rows[batch.hard], batch.step_rows).all()
+                for slot, target in zip(batch.slots.tolist(), batch.rows[batch.targets].tolist(), strict=True):
+                    user, hard = int(batch.user_rows[slot // 4]), batch.rows[batch.hard][slot // 4].tolist()
+                    shared = set(batch.rows[batch.negatives].tolist())
+                    found.setdefault((user, slot % 4, target), []).append(hard)
+                    own = [row for row in hard if row // 100 == user - 10 and row % 100 < 6 and row >= 100]
+                    assert len(set(own)) == len(own), "distinct"
+                    assert len(own) == {14: 2, 15: 0}.get(user, 3) or shared & set(hard)
+    if world_size > 1:
+        whole = {}
+        for [batch] in windows.epoch(0, **SETTINGS, hard=(pool, 3)):
+            for slot, target in zip(batch.slots.tolist(), batch.rows[batch.targets].tolist(), strict=True):
+                key = int(batch.user_rows[slot // 4]), slot % 4, target
+                whole.setdefault(key, []).append(batch.rows[batch.hard][slot // 4].tolist())
+        assert {key: sorted(hard) for key, hard in found.items()} == {key: sorted(hard) for key, hard in whole.items()}
+
+
+def test_targets_know_whether_they_were_liked(histories):
+    liked = np.arange(len(histories.item_rows)) % 3 != 0
+    counts = Counter(zip(histories.item_rows.tolist(), liked.tolist(), strict=True))
+    found = Counter()
+    for [batch] in make_windows(histories, 4, liked=liked).epoch(0, **SETTINGS):
+        found.update(zip(batch.rows[batch.targets].tolist(), batch.liked.tolist(), strict=True))
+    assert found == counts
+
+
 def test_item_counts_cover_the_whole_catalogue(windows, histories):
     counts = windows.item_counts(50)
     assert counts.shape == (50,)

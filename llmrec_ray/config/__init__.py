@@ -8,10 +8,11 @@ from llmrec_ray.config.model import CascadeConfig, FusionConfig, FusionMode, Ite
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.section import ColdSignalName, SignalName, SourceName
 from llmrec_ray.config.serve import AppConfig, IndexConfig, Replicas, RequestLimits, RetrievalConfig, ServeConfig
-from llmrec_ray.config.train import Sharding, TrainConfig
+from llmrec_ray.config.train import AugmentConfig, MinedConfig, Sharding, TrainConfig
 
 __all__ = [
     "AppConfig",
+    "AugmentConfig",
     "BaselineName",
     "CascadeConfig",
     "ColdSignalName",
@@ -25,6 +26,7 @@ __all__ = [
     "ItemItemConfig",
     "LogColumns",
     "LogConfig",
+    "MinedConfig",
     "ModelConfig",
     "Pooling",
     "Recipe",

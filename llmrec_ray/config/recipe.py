@@ -66,6 +66,15 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_values(self) -> Recipe:
+        if self.train.positive_value is not None and self.data.interactions.columns.value is None:
+            raise ValueError(
+                f"train.positive_value is {self.train.positive_value:g}, but the log has no values: name their column "
+                "in data.interactions.columns.value, or leave train.positive_value empty"
+            )
+        return self
+
     @property
     def sharding(self) -> Sharding:
         """`train.sharding`, with `auto` worked out."""

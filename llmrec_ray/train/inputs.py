@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from llmrec_ray.config import Recipe
@@ -29,7 +30,10 @@ from llmrec_ray.model import (
     Windows,
     make_windows,
 )
+from llmrec_ray.model.augment import Augmentation
 from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.losses import make_loss
+from llmrec_ray.model.negatives import make_sampler
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.tuning import compile_blocks, prepare_tuning
 from llmrec_ray.train.warm import initial_weights
@@ -65,6 +69,7 @@ class TrainingInputs:
     text_states: what the first trained block reads for each text, when it is kept instead of computed in every step.
     item_ids: the outside world's names of the item rows, for messages.
     initial: weights of the recommender to start from, by name, and start_id: the Bundle that they are of.
+    values: [E] float32 value of each event of the histories, NaN where it has none; None when nothing depends on it.
     """
 
     histories: Histories
@@ -78,6 +83,7 @@ class TrainingInputs:
     item_ids: Vocabulary | None = None
     initial: Mapping[str, FloatArray] | None = None
     start_id: str = ""
+    values: FloatArray | None = None
 
     @classmethod
     def of(
@@ -90,9 +96,11 @@ class TrainingInputs:
         start: Bundle | None = None,
     ) -> TrainingInputs:
         """Take from a Dataset what this recipe trains on; texts, and states computed on Ray, only when its encoder
-        trains; the first weights from the Bundle `start`."""
+        trains; the first weights from the Bundle `start`. Raises ConfigError for a loss that the catalogue is too
+        large for."""
         histories = dataset.histories("train")
         counts = np.bincount(histories.item_rows, minlength=len(dataset.items))
+        make_sampler(recipe.train, counts)
         return cls(
             histories=histories,
             targets=dataset.targets("validation"),
@@ -105,6 +113,7 @@ class TrainingInputs:
             item_ids=dataset.items,
             initial=None if start is None else initial_weights(start, dataset.users, dataset.items, counts),
             start_id="" if start is None else start.id,
+            values=None if recipe.train.positive_value is None else dataset.history_values("train"),
         )
 
     def item_id(self, row: int) -> str:
@@ -123,8 +132,21 @@ class TrainingInputs:
             )
 
     def windows(self, recipe: Recipe) -> Windows:
-        """Training windows over the train histories."""
-        return make_windows(self.histories, recipe.model.history_length)
+        """Training windows over the train histories, with the recipe's negatives and augmentation."""
+        train = recipe.train
+        liked = None if train.positive_value is None else self._liked(train.positive_value)
+        return make_windows(
+            self.histories, recipe.model.history_length, make_sampler(train, self._item_counts),
+            Augmentation(train.augment, self.histories) if train.augment.is_on else None, liked,
+        )
+
+    @property
+    def _item_counts(self) -> IntArray:
+        return np.bincount(self.histories.item_rows, minlength=self.n_items)
+
+    def _liked(self, positive_value: float) -> NDArray[np.bool_]:
+        assert self.values is not None, "dislikes of a log without values. This is a bug: recipes are checked."
+        return ~(self.values < positive_value)  # an event without a value is no dislike
 
 
 def build_recommender(recipe: Recipe, n_users: int, n_items: int, text_size: int | None) -> FusionRecommender:
@@ -144,7 +166,12 @@ def build_module(
     model.start_from_popularity(windows.item_counts(inputs.n_items))
     if inputs.initial is not None:
         model.load_state_dict({name: torch.tensor(array) for name, array in inputs.initial.items()})
-    return TrainingModule(model, _text_source(recipe, inputs, peers))
+    train = recipe.train
+    pool = (len(inputs.histories), train.mined.pool) if train.negative_sampling == "mined" else None
+    return TrainingModule(
+        model, _text_source(recipe, inputs, peers), loss=make_loss(train),
+        log_q=windows.sampler.log_q, hard_shape=pool, hard_margin=train.mined.margin,
+    )
 
 
 def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) -> nn.Module | None:

@@ -28,6 +28,7 @@ from llmrec_ray.train.checkpoint import (
 )
 from llmrec_ray.train.engine import WEIGHT, Engine, Piece, SavedState, Unstepped, even_part
 from llmrec_ray.train.inputs import TrainingInputs, build_module
+from llmrec_ray.train.mining import mine
 from llmrec_ray.train.optimizer import learning_rate_scale
 from llmrec_ray.train.prefetch import prefetched
 from llmrec_ray.train.sharding import describe, make_engine
@@ -129,6 +130,8 @@ class _Run:
         since looking makes the host wait for a GPU: after the first step, before a checkpoint, at the end."""
         train = self.recipe.train
         first, last = len(self.state.losses), self.windows.steps(train.batch_size)
+        if first == 0 and self.module.hard_UK is not None:  # within an epoch they are those of the checkpoint
+            mine(self.module, self.engine, self.inputs, self.workers, self.recipe, self.state.epoch)
         losses: list[Tensor] = []
         for step, batches in enumerate(self._batches(first), start=first + 1):
             losses.append(self._step(batches, self.state.step + len(losses)))
@@ -143,10 +146,12 @@ class _Run:
 
     def _batches(self, first_step: int) -> Iterator[list[WindowBatch]]:
         train, workers = self.recipe.train, self.workers
+        pool = self.module.hard_UK
         batches = self.windows.epoch(
             self.state.epoch, seed=self.recipe.seed, batch_size=train.batch_size, negatives=train.negatives,
             rank=workers.rank, world_size=workers.world_size, micro_batches=train.accumulation_steps,
             first_step=first_step, with_step_rows=isinstance(self.module.text_source, SharedText),
+            hard=None if pool is None else (pool.cpu().numpy(), train.mined.per_window),
         )
         moved = ([batch.to(workers.device) for batch in step] for step in batches)
         return prefetched(moved) if workers.device.type == "cuda" else moved

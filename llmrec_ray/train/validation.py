@@ -21,7 +21,7 @@ from llmrec_ray.train.inputs import LateFusion, TrainingInputs
 from llmrec_ray.train.workers import Workers
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["validate"]
+__all__ = ["current_texts", "on_host", "validate"]
 
 K = 10
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -36,8 +36,8 @@ def validate(
     precision: in which an encoder that trains computes, as in its steps.
     """
     module.eval()
-    model = _on_host(module.model, engine)
-    catalogue = catalogue_vectors(model, _texts(module, inputs, workers, precision))
+    model = on_host(module.model, engine)
+    catalogue = catalogue_vectors(model, current_texts(module, inputs, workers, precision))
     scale = None if inputs.late is None else _score_deviation(model, catalogue, inputs, workers, batch_users)
     totals = np.zeros(4)
     for users, histories in _batches(inputs, workers, batch_users):
@@ -53,7 +53,7 @@ def validate(
     return metrics if inputs.late is None else metrics | {"late_ndcg@10": late_gain / count}
 
 
-def _texts(
+def current_texts(
     module: TrainingModule, inputs: TrainingInputs, workers: Workers, precision: Precision
 ) -> FloatArray | None:
     """[N, T] text vectors of the catalogue as they are now."""
@@ -63,7 +63,7 @@ def _texts(
         return module.text_source.catalogue(inputs.n_items)
 
 
-def _on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
+def on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
     """The recommender with all its weights on the CPU, apart from what shards or moves the one that trains."""
     with engine.whole(model), torch.no_grad():
         state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
