@@ -25,6 +25,8 @@ from llmrec_ray.errors import DataError
 from llmrec_ray.evaluate.baselines import fit_baseline, usable_baselines
 from llmrec_ray.evaluate.cold import ColdSystem, ColdTask, chance, cold_figures
 from llmrec_ray.evaluate.details import with_details
+from llmrec_ray.evaluate.examples import Example, make_examples
+from llmrec_ray.evaluate.html import write_report
 from llmrec_ray.evaluate.leakage import check_bundle, check_split, warn_of_suspicious
 from llmrec_ray.evaluate.opened import COLD, SCALE_OFF, SIGNALS, Uris, make_worker
 from llmrec_ray.evaluate.protocol import Protocol, Task
@@ -201,6 +203,7 @@ def _save(
         _ranks_table(dataset, found).write_parquet(folder / "ranks.parquet")
         if found.cold:
             _cold_table(dataset, found).write_parquet(folder / "cold_ranks.parquet")
+        write_report(folder, evaluation, _examples(dataset, pipeline, found, evaluation.main_k))
 
     artifact = create_artifact(
         workspace.root("evaluation"), "evaluation", write,
@@ -210,6 +213,14 @@ def _save(
     )
     workspace.set_latest("evaluation", artifact.uri)
     return artifact
+
+
+def _examples(dataset: Dataset, pipeline: Pipeline, found: _Found, k: int) -> list[Example]:
+    """Users of the report; none with sampled candidates, whose ranks are not those of what is shown."""
+    task = found.task
+    if task.negatives is not None:
+        return []
+    return make_examples(dataset, pipeline, task.histories, task.targets, found.rankings["model"].ranks, k)
 
 
 def _ranks_table(dataset: Dataset, found: _Found) -> pl.DataFrame:
