@@ -5,6 +5,7 @@
     arrays.safetensors   item vectors, text vectors and their centre, map of profiles, state of the fitted signals
     encoder/             weights, tokenizer and config of the text encoder, when items have texts; with
                          encoder.precision int8 also the ONNX file that computes so
+    model_card.md        for people: what it is, from what, how it was chosen, what it is not for
 
 Shapes: B users, N items, C candidates, d embedding size, T text vector size. Knows nothing about Ray or HTTP.
 """
@@ -31,6 +32,7 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
+from llmrec_ray.model_card import CardFacts, model_card
 from llmrec_ray.signals import (
     Calibration,
     ColdItems,
@@ -103,6 +105,8 @@ def save_bundle(
         save_arrays(_arrays(parts), folder / "arrays.safetensors")
         if parts.encoder is not None:
             parts.encoder.save(folder / "encoder")
+        card = model_card(parts.recipe, _card_facts(parts, parents, metrics))
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
 
     return create_artifact(
         root, "bundle", write, config=parts.recipe.model_dump(mode="json"), parents=parents, metrics=metrics
@@ -298,6 +302,17 @@ class Bundle(Scorer):
                 "train again with this version."
             ) from None
         return model
+
+
+def _card_facts(parts: BundleParts, parents: Mapping[str, str], metrics: Mapping[str, Any]) -> CardFacts:
+    users_of_items = np.rint(np.expm1(parts.popularity.log_counts.astype(np.float64)))
+    return CardFacts(
+        users=len(parts.users), items=len(parts.items), cold_items=int((users_of_items == 0).sum()),
+        train_events=int(users_of_items.sum()), parameters=sum(p.numel() for p in parts.model.parameters()),
+        has_encoder=parts.encoder is not None,
+        weights={str(name): weight for name, weight in parts.policy.weights.items()},
+        cold_scale=parts.policy.cold_scale, parents=parents, metrics=metrics,
+    )
 
 
 def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:

@@ -78,7 +78,7 @@ def test_a_text_replaces_the_history_in_the_text_signal_and_steers_the_user_vect
 
 def test_a_bundle_holds_no_pickle(artifact):
     suffixes = {path.suffix for path in artifact.path.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".parquet", ".safetensors"}
+    assert suffixes == {".json", ".md", ".parquet", ".safetensors"}
     for path in artifact.path.rglob("*"):
         assert not path.is_file() or not path.read_bytes().startswith(b"\x80")
 
