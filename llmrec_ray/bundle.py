@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
@@ -31,18 +32,22 @@ from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
+from llmrec_ray.model.context import context_sizes
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
+from llmrec_ray.model.reranker import LearnedCorrection
 from llmrec_ray.model_card import CardFacts, model_card
 from llmrec_ray.signals import (
     Calibration,
     ColdItems,
     Ease,
+    Fusion,
     FusionPolicy,
     Popularity,
     ProfileMap,
     Signal,
     TextCosine,
     fuse,
+    load_fusion,
 )
 from llmrec_ray.types import FloatArray, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
@@ -62,6 +67,7 @@ class BundleParts:
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
     trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
+    fusion: of a mode that is more than the policy's weights, or None.
     profiles: from what people say about themselves to user vectors, or None.
     cold_rows: [C] int64 items without a train event; cold_calibration: of their signals.
     """
@@ -80,6 +86,7 @@ class BundleParts:
     popularity: Popularity
     calibration: Calibration
     policy: FusionPolicy
+    fusion: Fusion | None = None
     profiles: ProfileMap | None = None
     cold_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     cold_calibration: Calibration = field(default_factory=lambda: Calibration(means={}, stds={}))
@@ -97,7 +104,7 @@ def save_bundle(
         pl.DataFrame({"title": pl.Series(parts.item_titles, dtype=pl.String)}).write_parquet(folder / "titles.parquet")
         fusion = {
             "calibration": parts.calibration.model_dump(), "cold_calibration": parts.cold_calibration.model_dump(),
-            "policy": parts.policy.model_dump(),
+            "policy": parts.policy.model_dump(), "fusion": None if parts.fusion is None else parts.fusion.settings(),
         }
         (folder / "policy.json").write_text(json.dumps(fusion, indent=2, sort_keys=True), encoding="utf-8")
         save_tensors({name: t.contiguous() for name, t in parts.model.state_dict().items()},
@@ -115,7 +122,7 @@ def save_bundle(
 
 def read_signal_names(artifact: Artifact) -> list[str]:
     """Names of the signals of a Bundle, from one small file: for processes that hold no vectors."""
-    return sorted(_read(artifact.path / "policy.json", _fusion)[0].means)
+    return sorted(_read(artifact.path / "policy.json", _fusion).calibration.means)
 
 
 class Scorer:
@@ -222,7 +229,8 @@ class Bundle(Scorer):
         self.users = _read(folder / "users.parquet", Vocabulary.load)
         self.items = _read(folder / "items.parquet", Vocabulary.load)
         self.item_titles = _read(folder / "titles.parquet", _titles)
-        self.calibration, self.cold_calibration, self.policy = _read(folder / "policy.json", _fusion)
+        kept = _read(folder / "policy.json", _fusion)
+        self.calibration, self.cold_calibration, self.policy = kept.calibration, kept.cold_calibration, kept.policy
         arrays = _read(folder / "arrays.safetensors", load_arrays)
         self.text_vectors: FloatArray | None = arrays.get("text_vectors")
         self.text_center: FloatArray | None = arrays.get("text_center")
@@ -232,6 +240,10 @@ class Bundle(Scorer):
         model = self._load_model(folder / "model.safetensors")
         super().__init__(
             model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors), arrays.get("cold_rows")
+        )
+        self.fusion = None if kept.fusion is None else load_fusion(
+            self.recipe.fusion.mode, kept.fusion, _part(arrays, "fusion."), self.calibration,
+            lambda settings, state: LearnedCorrection.from_state(settings, state, self.item_vectors),
         )
 
     @classmethod
@@ -290,10 +302,11 @@ class Bundle(Scorer):
 
     def _load_model(self, path: Path) -> FusionRecommender:
         text_size = None if self.text_vectors is None else self.text_vectors.shape[1]
-        model = FusionRecommender(
-            self.recipe.model, self.recipe.fusion.item_vector, len(self.users), len(self.items), text_size
-        )
         tensors = _read(path, load_tensors)
+        model = FusionRecommender(
+            self.recipe.model, self.recipe.fusion.item_vector, len(self.users), len(self.items), text_size,
+            context_sizes(tensors),
+        )
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -321,6 +334,8 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
         "cold_rows": parts.cold_rows,
         **{f"popularity.{name}": array for name, array in parts.popularity.arrays().items()},
     }
+    if parts.fusion is not None:
+        arrays |= {f"fusion.{name}": array for name, array in parts.fusion.state().items()}
     if parts.profiles is not None:
         arrays |= {f"profiles.{name}": array for name, array in parts.profiles.arrays().items()}
     if parts.ease is not None:
@@ -349,12 +364,17 @@ def _titles(path: Path) -> list[str]:
     return pl.read_parquet(path)["title"].to_list()
 
 
-def _fusion(path: Path) -> tuple[Calibration, Calibration, FusionPolicy]:
-    fusion = json.loads(path.read_bytes())
-    return (
-        Calibration.model_validate(fusion["calibration"]), Calibration.model_validate(fusion["cold_calibration"]),
-        FusionPolicy.model_validate(fusion["policy"]),
-    )
+class _KeptFusion(BaseModel):
+    """policy.json; `fusion` holds the settings of a mode that is more than the policy's weights."""
+
+    calibration: Calibration
+    cold_calibration: Calibration
+    policy: FusionPolicy
+    fusion: dict[str, Any] | None = None
+
+
+def _fusion(path: Path) -> _KeptFusion:
+    return _KeptFusion.model_validate_json(path.read_bytes())
 
 
 def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray | None) -> dict[str, Signal]:

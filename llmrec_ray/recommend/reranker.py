@@ -17,7 +17,7 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.ranking import top_k
 from llmrec_ray.recommend.batch import Ranked, RequestBatch, Retrieved
 from llmrec_ray.recommend.weights import Plan, plans
-from llmrec_ray.signals import FusionPolicy, fuse
+from llmrec_ray.signals import Fusion, FusionPolicy, Given, WeightedFusion, fuse
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Reranker"]
@@ -99,10 +99,9 @@ class Reranker:
         self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None, *, newcomer: bool
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The fused score of the history: known items by the fusion, cold ones by weights of their own."""
-        chosen = self._policy.newcomer_weights if newcomer else {}
-        weights = {str(name): weight for name, weight in (chosen or self._policy.weights).items()}
-        raw = self._bundle.score_items(histories, item_rows, users, text, weights)
-        total, shares = fuse(raw, self._bundle.calibration, weights)
+        fusion = self._fusion(newcomer=newcomer)
+        raw = self._bundle.score_items(histories, item_rows, users, text, fusion.signals)
+        total, shares = fusion.fuse(raw, Given(histories, item_rows, users))
         cold = self._bundle.cold.are(item_rows)
         if not cold.any():
             return total, shares
@@ -110,6 +109,15 @@ class Reranker:
         more, parts = self._bundle.fuse_cold(histories, users, item_rows, self._policy)
         _add(shares, parts, 1.0)
         return (total + more).astype(np.float32), shares
+
+
+    def _fusion(self, *, newcomer: bool) -> Fusion:
+        """That of the Bundle's mode; the policy's weights for `late` and `feature`, and for short histories."""
+        few = self._policy.newcomer_weights if newcomer else {}
+        if self._bundle.fusion is not None and not few:
+            return self._bundle.fusion
+        weights = {str(name): weight for name, weight in (few or self._policy.weights).items()}
+        return WeightedFusion(self._bundle.calibration, weights)
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,21 @@ Shapes: B users, N items, T text vector size.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact, remove_artifact
 from llmrec_ray.bundle import Bundle, BundleParts, Scorer, save_bundle
-from llmrec_ray.config import Recipe, SignalName
+from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.embed import embed
 from llmrec_ray.errors import CorruptArtifactError, DiskFullError
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model import FusionRecommender, catalogue_vectors
+from llmrec_ray.model.context import context_sizes
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.onnx import AnyEncoder
 from llmrec_ray.model.source import resolve_model
@@ -30,20 +30,19 @@ from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.signals import (
     Calibration,
     Ease,
-    FusionPolicy,
     Popularity,
     Signal,
     TextCosine,
     center,
-    fuse,
-    search_weights,
     to_text_space,
 )
 from llmrec_ray.train.cold import ColdStart
+from llmrec_ray.train.fusing import fit_fusion
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
-from llmrec_ray.train.newcomers import newcomer_weights, profile_map
+from llmrec_ray.train.newcomers import profile_map
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
+from llmrec_ray.train.validated import ValidatedFusion, fuse_on_validation, make_policy, validation_users
 from llmrec_ray.train.warm import center_of, with_encoder_of
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
@@ -52,7 +51,6 @@ __all__ = ["TextSpace", "train_bundle"]
 logger = logging.getLogger(__name__)
 
 SELECTION_K = 10
-MAX_VALIDATION_SCORES = 50_000_000
 CALIBRATION_USERS = 1_000
 CHECKED_USERS = 8
 CHECKED_TEXTS = 32
@@ -72,14 +70,6 @@ class TextSpace:
         """From raw encoder output [N, T], around its own centre or a given one; zero rows are items without text."""
         middle = center(raw) if middle is None else middle
         return cls(middle, to_text_space(raw, middle))
-
-
-@dataclass(frozen=True)
-class _Fusion:
-    calibration: Calibration
-    weights: Mapping[str, float]
-    ndcg: float
-    newcomer_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_bundle(
@@ -139,7 +129,8 @@ def _assemble(
 ) -> tuple[Scorer, BundleParts, dict[str, Any]]:
     """`raw`: the catalogue's raw text vectors and the centre that training subtracted."""
     text_size = None if raw is None else raw[0].shape[1]
-    model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size)
+    sizes = context_sizes(trained.model_state)
+    model = build_recommender(recipe, len(dataset.users), len(dataset.items), text_size, sizes)
     model.load_state_dict(trained.model_state)
     text: TextSpace | None = None
     encoder: AnyEncoder | None = None
@@ -155,16 +146,18 @@ def _assemble(
     item_vectors, item_item = cold.fill(learned, ease)
     filled = signals if item_item is None else signals | {"item_item": item_item}
     scorer = Scorer(model, item_vectors, filled, cold.rows)
-    fusion = _fuse_on_validation(recipe, dataset, scorer)
+    fusion = fuse_on_validation(recipe, dataset, scorer)
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
         encoder=encoder, text_vectors=vectors, text_center=_center(text),
         trained_center=None if raw is None else raw[1], item_vectors=item_vectors, ease=item_item,
         popularity=popularity, calibration=fusion.calibration, cold_rows=cold.rows,
         cold_calibration=_calibrate_cold(recipe, dataset, scorer, cold, (learned, ease, vectors)),
-        policy=_policy(recipe, scorer, fusion),
+        policy=make_policy(recipe, scorer, fusion),
         profiles=None if raw is None else profile_map(dataset, scorer, _encoder(recipe, trained)),
     )
+    if recipe.fusion.mode not in {"late", "feature"}:
+        parts = replace(parts, fusion=fit_fusion(recipe, dataset, scorer, parts.calibration, parts.policy))
     return scorer, parts, _metrics(trained, fusion) | change
 
 
@@ -173,7 +166,7 @@ def _calibrate_cold(
     known: tuple[FloatArray, Ease | None, FloatArray | None],
 ) -> Calibration:
     """`known`: item vectors and item-item signal before cold items were filled in, and text vectors."""
-    seen = dataset.histories("train").select(_validation_users(recipe, dataset)[:CALIBRATION_USERS])
+    seen = dataset.histories("train").select(validation_users(recipe, dataset)[:CALIBRATION_USERS])
     return cold.calibrate(scorer.user_vectors(seen), seen, *known)
 
 
@@ -198,7 +191,7 @@ def _texts(
     text = TextSpace(middle, to_text_space(raw, middle))
     if recipe.encoder.precision != "int8":
         return text, encoder, {}
-    kept = quantize_text(encoder, model, dataset, _validation_users(recipe, dataset), raw, middle)
+    kept = quantize_text(encoder, model, dataset, validation_users(recipe, dataset), raw, middle)
     return TextSpace(kept.center, text.vectors), kept.encoder, {"int8_encoder": kept.change}
 
 
@@ -223,67 +216,11 @@ def _encoder(recipe: Recipe, trained: TrainedModel) -> TextEncoder:
     return TextEncoder.load(path, recipe.encoder)
 
 
-def _fuse_on_validation(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> _Fusion:
-    """Calibrate every signal and choose the fusion weights on stored scores of the validation split, where cold items,
-    which have weights of their own, stay in the middle of the catalogue."""
-    positions = _validation_users(recipe, dataset)
-    seen, targets = dataset.histories("train").select(positions), dataset.targets("validation")[positions]
-    scores = scorer.score_all(seen)
-    for raw in scores.values():
-        raw[:, scorer.cold.rows] = np.nan
-    calibration = Calibration.fit(scores, seen)
-    fixed = _fixed_weights(recipe, scorer)
-    if fixed is not None:
-        fused, _ = fuse(scores, calibration, fixed)
-        return _Fusion(calibration, fixed, ndcg(target_ranks(mask_seen(fused, seen), targets), SELECTION_K))
-    start = time.perf_counter()
-    usable: dict[str, FloatArray] = {name: scores[name] for name in _existing(recipe.fusion.signals, scorer)}
-    search = search_weights(usable, targets, seen, calibration, k=SELECTION_K)
-    logger.info("late fusion on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
-                ", ".join(f"{name} {weight:.2f}" for name, weight in search.weights.items()), len(search.table),
-                time.perf_counter() - start)
-    few = recipe.fusion.newcomer_events
-    newcomers = newcomer_weights(dataset, scorer, calibration, [*usable], positions, few) if few > 1 else {}
-    return _Fusion(calibration, search.weights, search.ndcg, newcomers)
-
-
-def _validation_users(recipe: Recipe, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """All users who have a target, or as many drawn at random as keep the score arrays within MAX_VALIDATION_SCORES
-    each."""
-    users, most = np.flatnonzero(dataset.targets("validation") >= 0), MAX_VALIDATION_SCORES // len(dataset.items)
-    if len(users) <= max(1, most):
-        return users
-    return np.sort(np.random.default_rng(recipe.seed).choice(users, max(1, most), replace=False))
-
-
-def _fixed_weights(recipe: Recipe, scorer: Scorer) -> dict[str, float] | None:
-    if recipe.fusion.mode == "feature":
-        return {"neural": 1.0}
-    if recipe.fusion.weights is None:
-        return None
-    return {name: recipe.fusion.weights[name] for name in _existing(tuple(recipe.fusion.weights), scorer)}
-
-
-def _existing(wanted: Sequence[SignalName], scorer: Scorer) -> list[SignalName]:
-    existing = [name for name in wanted if name in scorer.signal_names]
-    assert existing, f"a recipe that fuses only {wanted}, which do not exist. This is a bug."
-    return existing
-
-
-def _policy(recipe: Recipe, scorer: Scorer, fusion: _Fusion) -> FusionPolicy:
-    candidates = recipe.retrieval.candidates
-    sources = {name: count for name, count in candidates.items() if name in {"cold", *scorer.signal_names}}
-    cold = {name: weight for name, weight in recipe.fusion.cold_weights.items() if name in scorer.signal_names}
-    return FusionPolicy.model_validate({
-        "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale,
-        "newcomer_weights": fusion.newcomer_weights, "newcomer_events": recipe.fusion.newcomer_events,
-    })
-
-
-def _metrics(trained: TrainedModel, fusion: _Fusion) -> dict[str, Any]:
+def _metrics(trained: TrainedModel, fusion: ValidatedFusion) -> dict[str, Any]:
     return {
         "epochs": trained.epochs, "best_epoch": trained.best_epoch, "train_seconds": round(trained.seconds, 2),
         "validation_ndcg@10": {"neural": trained.best["ndcg@10"], "fused": fusion.ndcg},
+        "fusion_curve": fusion.curve,
     }
 
 
@@ -322,7 +259,7 @@ def _check_encoder(bundle: Bundle, dataset: Dataset) -> None:
 
 
 def _check_ranking(bundle: Bundle, recipe: Recipe, dataset: Dataset, trained: TrainedModel) -> None:
-    users, targets = _validation_users(recipe, dataset), dataset.targets("validation")
+    users, targets = validation_users(recipe, dataset), dataset.targets("validation")
     if len(users) < (targets >= 0).sum():
         return
     seen = dataset.histories("train").select(users)
