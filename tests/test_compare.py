@@ -26,7 +26,7 @@ def package_logging_as_before():
     log.setLevel(before[2])
 
 
-def saved(root, ranks, *, user_ids=None, item_ids=None, ks=(5, 10), **fields):
+def saved(root, ranks, *, user_ids=None, item_ids=None, ks=(5, 10), cold=None, **fields):
     """URI of an evaluation artifact that holds these ranks by system."""
     n = len(ranks["model"])
     evaluation = Evaluation(**{
@@ -41,6 +41,8 @@ def saved(root, ranks, *, user_ids=None, item_ids=None, ks=(5, 10), **fields):
             "user_id": user_ids or [f"u{row:03}" for row in range(n)], "item_id": item_ids or ["i0"] * n,
             "history_length": [3] * n, "item_count": [2] * n, **ranks,
         }).write_parquet(folder / "ranks.parquet")
+        if cold is not None:
+            pl.DataFrame(cold).write_parquet(folder / "cold_ranks.parquet")
 
     return create_artifact(str(root), "evaluation", write, config={}).uri
 
@@ -128,6 +130,23 @@ def test_a_user_with_several_targets_is_drawn_with_all_of_them(root, ranks):
     assert found.difference == pytest.approx(gains[0].mean() - gains[1].mean())
 
 
+def test_ranks_of_held_out_items_are_compared_by_their_own_names(root, ranks):
+    pairs = {"user_id": [f"u{row // 5}" for row in range(150)], "item_id": [f"i{row % 5}" for row in range(150)]}
+    on, off = ranks["model"][:150], ranks["worse"][:150] + 5
+    uri = saved(root, {"model": ranks["model"]}, cold=pairs | {"all": on, "all_scale_off": off})
+    comparison = compare([uri], [uri], ("cold:all", "cold:all_scale_off"))
+    assert (comparison.users, comparison.targets) == (30, 150)
+    found = comparison.metrics["hr@10"]
+    assert (found.a, found.b) == pytest.approx((np.mean(on <= 10), np.mean(off <= 10)))
+    assert found.verdict == "A is better"
+    with pytest.raises(ConfigError) as error:
+        compare([uri], [uri], ("model", "cold:all"))
+    assert str(error.value) == (
+        "'model' and 'cold:all' rank different targets, known items and held-out ones: compare two systems with cold: "
+        "before their names, or two without."
+    )
+
+
 def test_the_table_names_the_protocol_both_sides_and_the_result(good, worse):
     lines = compare([good], [worse]).table().splitlines()
     assert lines[0] == "Protocol P: last event of each user [abc123abc123]."
@@ -209,7 +228,8 @@ def test_ranks_of_other_targets_than_the_hash_stands_for_are_refused(good, root,
     with pytest.raises(CorruptArtifactError) as error:
         compare([good], [other])
     assert str(error.value) == (
-        f"ranks.parquet in {other} has other targets than its protocol hash abc123abc123 stands for: evaluate again."
+        f"The ranks of model in {other} are of other targets than its protocol hash abc123abc123 stands for: evaluate "
+        "again."
     )
 
 

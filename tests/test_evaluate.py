@@ -215,7 +215,7 @@ def test_the_table_names_the_protocol_and_has_a_row_per_system(evaluation):
     lines = evaluation.table().splitlines()
     assert lines[0] == (
         "Protocol P: last event of each user held out for test, ranked among all items without the user's earlier "
-        "ones; fit on train, history includes the validation item."
+        f"ones; fit on train, history includes the validation item [{evaluation.protocol_hash}]."
     )
     assert "40 users, 40 items, test split; board, seed 0" in lines[1]
     first = [line[:22].strip() for line in lines[4:7]]

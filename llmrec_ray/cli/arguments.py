@@ -82,7 +82,7 @@ def _evaluate_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument(
         "--systems", nargs=2, metavar=("A", "B"), default=BOTH_MODELS,
-        help="with --compare, the system of each, such as model, signal:text or baseline:ease (default model model)",
+        help="with --compare, the system of each: model (the default), signal:text, baseline:ease, cold:all, …",
     )
 
 

@@ -27,6 +27,7 @@ Gains: TypeAlias = NDArray[np.float64]
 Verdict: TypeAlias = Literal["A is better", "B is better", "no difference shown"]
 KEYS = (Columns.USER_ID, Columns.ITEM_ID)
 NOT_SYSTEMS = {*KEYS, "history_length", "item_count"}
+COLD = "cold:"
 FEW_USERS = 20
 GAINS: Mapping[str, Callable[[Gains, int], Gains]] = {
     "ndcg": ndcg_gains,
@@ -99,15 +100,16 @@ class Comparison(BaseModel):
 def compare(a: Sequence[str], b: Sequence[str], systems: tuple[str, str] = ("model", "model")) -> Comparison:
     """Compare a system of the evaluations at URIs `a` with one of those at `b`, several URIs being several seeds.
 
-    Gains are averaged over the seeds of a side per target, then users are drawn with replacement, each with all
-    of his or her targets. Raises ConfigError when a system is not there or a side is compared with itself,
-    ArtifactMismatchError when protocols differ, and what opening an artifact raises.
+    Systems are named as in `ranks.parquet`; `cold:` before a name takes the ranks of held-out items, of
+    `cold_ranks.parquet`. Gains are averaged over the seeds of a side per target, then users are drawn with
+    replacement, each with all of his or her targets. Raises ConfigError when a system is not there or a side is
+    compared with itself, ArtifactMismatchError when protocols differ, and what opening an artifact raises.
     """
     ours, theirs = [[_Opened.at(uri) for uri in uris] for uris in (a, b)]
     _check_sides(ours, theirs, systems)
     _check_protocols([*ours, *theirs])
     ks = _common_ks([*ours, *theirs])
-    targets = ours[0].targets
+    targets = ours[0].targets(systems[0])
     ranks = [
         np.stack([opened.ranks(targets, system) for opened in side])
         for side, system in zip((ours, theirs), systems, strict=True)
@@ -150,24 +152,29 @@ class _Opened:
         return {int(name.partition("@")[2]) for name in self.evaluation.model if name.startswith("ndcg@")}
 
     @cached_property
-    def table(self) -> pl.DataFrame:
-        return pl.read_parquet(self.artifact.path / "ranks.parquet").sort(KEYS)
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """By the prefix of their systems' names; rows in the order of their keys."""
+        files = {"": "ranks.parquet", COLD: "cold_ranks.parquet"}
+        paths = {prefix: self.artifact.path / name for prefix, name in files.items()}
+        return {prefix: pl.read_parquet(path).sort(KEYS) for prefix, path in paths.items() if path.is_file()}
 
     @property
     def systems(self) -> list[str]:
-        return [name for name in self.table.columns if name not in NOT_SYSTEMS]
+        return [
+            prefix + name for prefix, table in self.tables.items() for name in table.columns if name not in NOT_SYSTEMS
+        ]
 
-    @property
-    def targets(self) -> pl.DataFrame:
-        return self.table.select(KEYS)
+    def targets(self, system: str) -> pl.DataFrame:
+        return self.tables[_prefix(system)].select(KEYS)
 
     def ranks(self, targets: pl.DataFrame, system: str) -> Gains:
-        if not self.targets.equals(targets):
+        prefix = _prefix(system)
+        if not self.targets(system).equals(targets):
             raise CorruptArtifactError(
-                f"ranks.parquet in {self.uri} has other targets than its protocol hash "
+                f"The ranks of {system} in {self.uri} are of other targets than its protocol hash "
                 f"{self.evaluation.protocol_hash} stands for: evaluate again."
             )
-        return self.table[system].to_numpy().astype(np.float64)
+        return self.tables[prefix][system.removeprefix(prefix)].to_numpy().astype(np.float64)
 
 
 def _check_sides(ours: list[_Opened], theirs: list[_Opened], systems: tuple[str, str]) -> None:
@@ -178,11 +185,20 @@ def _check_sides(ours: list[_Opened], theirs: list[_Opened], systems: tuple[str,
                     f"There is no system {system!r} in {opened.uri}; it has {', '.join(opened.systems)}: name one of "
                     "these with --systems."
                 )
+    if _prefix(systems[0]) != _prefix(systems[1]):
+        raise ConfigError(
+            f"{systems[0]!r} and {systems[1]!r} rank different targets, known items and held-out ones: compare two "
+            f"systems with {COLD} before their names, or two without."
+        )
     if systems[0] == systems[1] and [o.artifact.id for o in ours] == [o.artifact.id for o in theirs]:
         raise ConfigError(
             f"A and B are both {systems[0]!r} of {ours[0].uri}: give two evaluations, or two systems of one with "
             "--systems, such as --systems model baseline:ease_recency."
         )
+
+
+def _prefix(system: str) -> str:
+    return COLD if system.startswith(COLD) else ""
 
 
 def _check_protocols(every: list[_Opened]) -> None:

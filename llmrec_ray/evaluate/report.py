@@ -90,7 +90,7 @@ class Evaluation(BaseModel):
             ordered = sorted(systems, key=lambda name: -systems[name][f"ndcg@{self.main_k}"])
             rows += [_row(f"{kind} {name}", systems[name], columns.values()) for name in ordered]
         return "\n".join([
-            f"Protocol {self.protocol}.",
+            f"Protocol {self.protocol}{f' [{self.protocol_hash}]' if self.protocol_hash else ''}.",
             f"{self.users} users, {self.items} items, {self.split} split; {self.recipe}, seed {self.seed}.",
             "",
             self._heading(list(columns)),
