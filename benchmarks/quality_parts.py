@@ -72,7 +72,7 @@ class Parts:
     def result(self, part: Part) -> dict[str, Any]:
         """Read the part when it is there for the same recipe and splits, else compute it."""
         path = self.folder / f"{part.name}.json"
-        stamp = self._stamp(part.recipe)
+        stamp = _stamp(part.recipe, *self.splits)
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if kept["stamp"] == stamp:
@@ -84,9 +84,6 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result), encoding="utf-8")
         return result
-
-    def _stamp(self, recipe: Recipe) -> str:
-        return hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), *self.splits]).encode()).hexdigest()[:12]
 
     def _log(self, part: Part, result: Mapping[str, Any]) -> None:
         if "test" not in self.splits or self.log is None:
@@ -169,9 +166,19 @@ def figures(ranks: Sequence[float]) -> dict[str, float]:
 
 
 def _train(recipe: Recipe, dataset_uri: str) -> tuple[Bundle, Pipeline]:
-    bundle = Bundle.open(stages.train_stage(recipe, dataset_uri).uri, verify=False)
+    """A Bundle, trained unless it was before, and its pipeline."""
+    memo = Path(recipe.workspace) / "trained" / f"{_stamp(recipe, dataset_uri)}.txt"
+    if not memo.exists():
+        uri = stages.train_stage(recipe, dataset_uri).uri
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        memo.write_text(uri, encoding="utf-8")
+    bundle = Bundle.open(memo.read_text(encoding="utf-8"), verify=False)
     index = Index.load(stages.index_stage(recipe, bundle.uri).uri)
     return bundle, Pipeline(Dataset.open(dataset_uri, verify=False), bundle, index)
+
+
+def _stamp(recipe: Recipe, *others: str) -> str:
+    return hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), *others]).encode()).hexdigest()[:12]
 
 
 def _served(name: str, pipeline: Pipeline) -> Served:
