@@ -161,6 +161,12 @@ def test_the_result_is_said_in_words(shift, said):
     assert said in text
 
 
+def test_sampled_candidates_are_said_to_be_sampled(evaluation, parsed):
+    sampled = evaluation.model_copy(update={"protocol": "P-SAMPLED: among 99 items drawn"})
+    assert "Candidates were sampled." in Page(render_report(sampled, [])).text
+    assert "Candidates were sampled." not in parsed.text
+
+
 def test_without_baselines_nothing_is_claimed():
     page = render_report(made_evaluation(baselines={}), [])
     assert "No baseline stands beside the served pipeline, so nothing here says how good it is." in page

@@ -104,6 +104,10 @@ class _View:
         return self.systems[0]
 
     @property
+    def is_sampled(self) -> bool:
+        return "SAMPLED" in self.evaluation.protocol.partition(":")[0]
+
+    @property
     def best_baseline(self) -> _System | None:
         return next((system for system in self.systems if system.kind == "baseline"), None)
 
@@ -182,7 +186,6 @@ class _View:
         evaluation = self.evaluation
         return [
             ("Protocol hash", evaluation.protocol_hash or "none"), ("Split", evaluation.split),
-            ("Users", _count(evaluation.users)), ("Items", _count(evaluation.items)),
             ("Recipe", evaluation.recipe), ("Seed", str(evaluation.seed)),
             ("Dataset", evaluation.dataset), ("Bundle", evaluation.bundle),
         ]
