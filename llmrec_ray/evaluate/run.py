@@ -63,6 +63,7 @@ def evaluate(
     artifact = _save(recipe, dataset, bundle, pipeline, found, evaluation, workspace)
     log_scoring(workspace, evaluation, artifact)
     logger.info("%s", evaluation.table())
+    logger.info("The report is %s/report.html", artifact.uri)
     return evaluation.model_copy(update={"uri": artifact.uri})
 
 
