@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import DataError
 from llmrec_ray.model import catalogue_vectors
+from llmrec_ray.model.context import context_sizes
 from llmrec_ray.ranking import mask_seen, top_k
 from llmrec_ray.signals import Calibration, CandidateLists, Ease, Given, Popularity, Signal, TextCosine
 from llmrec_ray.train.checkpoint import load_weights
@@ -140,12 +141,12 @@ def _twin(recipe: Recipe, dataset: Dataset, scorer: Scorer, held_out: HeldOut) -
         signals["item_item"] = Ease(recipe.item_item.l2, recipe.item_item.recency).fit(held_out.rest, n_items)
     if text is not None:
         signals["text"] = text
-    alone = _alone(recipe)
-    model = build_recommender(alone, len(dataset.users), n_items, None if vectors is None else vectors.shape[1])
-    inputs = TrainingInputs.of(alone, dataset, vectors, None)
-    values = None if inputs.values is None else inputs.values[held_out.counted]
-    targets = _next_items(held_out, len(dataset.users))
-    model.load_state_dict(_trained(alone, replace(inputs, histories=held_out.rest, targets=targets, values=values)))
+    alone, targets = _alone(recipe), _next_items(held_out, len(dataset.users))
+    inputs = TrainingInputs.of(alone, dataset, vectors, None).part(held_out.rest, held_out.counted, targets)
+    state = _trained(alone, inputs)
+    text_size = None if vectors is None else vectors.shape[1]
+    model = build_recommender(alone, len(dataset.users), n_items, text_size, context_sizes(state))
+    model.load_state_dict(state)
     return Scorer(model, catalogue_vectors(model, vectors), signals)
 
 
