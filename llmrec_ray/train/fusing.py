@@ -108,10 +108,9 @@ class _Fitting:
         return self._lists
 
     def _gated(self, lists: CandidateLists) -> tuple[Fusion, dict[str, float]]:
-        signals = [name for name in self.recipe.fusion.signals if name in lists.scores]
         counts = np.bincount(self.dataset.histories("train").item_rows, minlength=len(self.dataset.items))
         log_counts = np.log1p(counts).astype(np.float32)
-        return GatedFusion.fit(lists, signals, self.calibration, log_counts), {"lists": float(len(lists))}
+        return GatedFusion.fit(lists, list(lists.scores), self.calibration, log_counts), {"lists": float(len(lists))}
 
     def _learned(self, lists: CandidateLists, held_out: HeldOut) -> tuple[Fusion, dict[str, float]]:
         n_items, train = len(self.dataset.items), self.dataset.histories("train")
