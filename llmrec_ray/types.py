@@ -51,15 +51,19 @@ class Histories:
     user_rows: [B] int64, -1 for a person who is not in the vocabulary.
     indptr: [B + 1] int64; the events of user b are `indptr[b]:indptr[b + 1]`.
     item_rows: [E] int64, always valid rows (unknown items are left out before this point).
+    asked_at: [B] int64 unix seconds of the moment that comes after each past and is asked about, -1 where it is not
+    known; None when nobody's is.
     """
 
     user_rows: IntArray
     indptr: IntArray
     item_rows: IntArray
+    asked_at: IntArray | None = None
 
     @classmethod
     def from_lists(
-        cls, histories: Iterable[Sequence[int] | IntArray], user_rows: Sequence[int] | None = None
+        cls, histories: Iterable[Sequence[int] | IntArray], user_rows: Sequence[int] | None = None,
+        asked_at: IntArray | None = None,
     ) -> Histories:
         """Build from one sequence of item rows per user; without `user_rows` everybody is unknown (-1)."""
         lists = [np.asarray(history, dtype=np.int64) for history in histories]
@@ -69,6 +73,7 @@ class Histories:
             user_rows=rows.astype(np.int64),
             indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             item_rows=np.concatenate([*lists, np.empty(0, np.int64)]),
+            asked_at=asked_at,
         )
 
     def __len__(self) -> int:
@@ -89,7 +94,8 @@ class Histories:
     def select(self, positions: IntArray | slice) -> Histories:
         """The histories at these positions, in this order."""
         chosen = np.arange(len(self))[positions]
-        return Histories.from_lists([self[int(p)] for p in chosen], self.user_rows[chosen].tolist())
+        asked_at = None if self.asked_at is None else self.asked_at[chosen]
+        return Histories.from_lists([self[int(p)] for p in chosen], self.user_rows[chosen].tolist(), asked_at)
 
     def last(self, n: int) -> tuple[IntArray, NDArray[np.bool_]]:
         """The newest `n` items per user, right-aligned: rows [B, n] int64 (0 where empty) and mask [B, n]."""

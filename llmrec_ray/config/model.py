@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from llmrec_ray.config.section import ColdSignalName, Section, SignalName, Weight
 
-__all__ = ["CascadeConfig", "FusionConfig", "FusionMode", "ItemItemConfig", "ModelConfig"]
+__all__ = ["CascadeConfig", "ContextConfig", "FusionConfig", "FusionMode", "ItemItemConfig", "ModelConfig"]
 
 FusionMode = Literal["late", "feature", "gated", "learned", "cascade"]
 
@@ -18,6 +18,22 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 TIME_CONSTANTS = (1.0, 4.0, 16.0, None)
 TRANSFORMER_LAYERS, TRANSFORMER_HEADS = 2, 2
 NCF_HIDDEN = (64, 32)
+
+
+class ContextConfig(Section):
+    """What is known beside the history; empty fields are off."""
+
+    time: tuple[Literal["hour", "weekday"], ...] = ()
+    """Parts of the time of the request (UTC) that join the user vector."""
+    user_columns: tuple[str, ...] = ()
+    """Columns among data.users.attributes that join the user vector."""
+    item_columns: tuple[str, ...] = ()
+    """Columns among data.items.attributes that join the item vector."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is read."""
+        return bool(self.time or self.user_columns or self.item_columns)
 
 
 class ModelConfig(Section):
@@ -45,6 +61,8 @@ class ModelConfig(Section):
     """Head of the `ncf` signal (He et al. 2017): elementwise product, perceptron, or `neumf`, both."""
     ncf_hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = NCF_HIDDEN
     """Hidden widths of the head's perceptron."""
+    context: ContextConfig = ContextConfig()
+    """Columns and times that join the vectors: numbers standardised, other columns as words."""
 
     @model_validator(mode="after")
     def _check_user_tower(self) -> ModelConfig:
@@ -114,7 +132,8 @@ class FusionConfig(Section):
     the text; `gated` = weights from the item's popularity and the history's length; `learned` = late fusion corrected
     by a network trained on candidates; `cascade` = one signal narrows, another ranks."""
     signals: tuple[SignalName, ...] = ("neural", "item_item")
-    """Signals whose weights are searched; the others gained nothing on validation, and choice costs a little."""
+    """Signals whose weights late fusion searches; the others gained nothing on validation, and choice costs a little.
+    Gated and learned fusion read all signals, `ncf` only when it is named here."""
     weights: dict[SignalName, Weight] | None = None
     """Fixed weights of late fusion; empty searches them on stored validation scores after training."""
     cascade: CascadeConfig | None = None

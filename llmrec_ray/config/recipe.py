@@ -75,6 +75,25 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_context(self) -> Recipe:
+        context, data = self.model.context, self.data
+        for field, names, table in (("user_columns", context.user_columns, "users"),
+                                    ("item_columns", context.item_columns, "items")):
+            section = getattr(data, table)
+            kept = () if section is None else section.attributes
+            if missing := [name for name in names if name not in kept]:
+                raise ValueError(
+                    f"model.context.{field} names {', '.join(missing)}, but data.{table} keeps "
+                    f"{', '.join(kept) or 'no attributes'}: add it to data.{table}.attributes, or leave it out"
+                )
+        if self.train.warm_start is not None and (context.user_columns or context.item_columns):
+            raise ValueError(
+                "train.warm_start cannot keep the encoders of model.context's columns, which are fitted anew: leave "
+                "train.warm_start empty, or the columns out"
+            )
+        return self
+
     @property
     def sharding(self) -> Sharding:
         """`train.sharding`, with `auto` worked out."""

@@ -6,6 +6,7 @@ histories. This module does not know where the rows came from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -116,8 +117,11 @@ class Dataset:
         "train" is what models learn from, "validation" what is known when test targets are ranked, and "test" all
         that is known at all, events of held-out items included: what serving starts from. With global_time a target
         is the first event of its window, so the user's later ones of that window are in no history before it.
+        What is asked about, in `asked_at`, is the target of the next split; after "test" it is not known.
         """
-        return self._histories(self._events(through))
+        following: dict[SplitName, HeldOut] = {"train": "validation", "validation": "test"}
+        asked_at = self.target_times(following[through]) if through in following else None
+        return replace(self._histories(self._events(through)), asked_at=asked_at)
 
     def cold_histories(self, split: HeldOut) -> Histories:
         """What is known of everybody when `cold_pairs(split)` are ranked: no item of a held-out fold.

@@ -35,7 +35,7 @@ def user_matrix(
     histories: Histories,
     extra_text: FloatArray | None = None,
 ) -> FloatArray:
-    """[B, D + 1] float32 user vectors with a trailing 1.
+    """[B, D + 1] float32 user vectors with a trailing 1; a model that reads the time takes `histories.asked_at`.
 
     extra_text: [B, T] text-space vectors of queries or profiles; each stands in the history as one newest
     item that has a text and no id. A zero row means none. Ignored by a model that reads no text.
@@ -85,7 +85,8 @@ def _user_block(
     present = torch.from_numpy(mask)
     if extra_text is not None and model.reads_text:
         vectors, present = _append_text(model, vectors, present, extra_text)
-    users = model.user_vectors(vectors, present, torch.from_numpy(histories.user_rows)).numpy()
+    times = None if histories.asked_at is None else torch.from_numpy(histories.asked_at)
+    users = model.user_vectors(vectors, present, torch.from_numpy(histories.user_rows), times).numpy()
     return np.concatenate([users, np.ones((len(users), 1), np.float32)], axis=1)
 
 

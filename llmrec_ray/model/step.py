@@ -93,7 +93,7 @@ class TrainingModule(nn.Module):
     def _user_vectors(self, batch: WindowBatch, history_BWD: Tensor) -> Tensor:
         """[Q, D] the user vectors that precede the targets."""
         return self.model.user_vectors_at(
-            history_BWD, batch.input_mask, batch.user_rows, _n_positions(batch), batch.slots
+            history_BWD, batch.input_mask, batch.user_rows, _n_positions(batch), batch.slots, batch.times
         )
 
     def _dot_losses(

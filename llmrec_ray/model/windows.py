@@ -28,6 +28,7 @@ HEAD_STRIDE = 4
 
 PLACES = (
     "user_rows", "inputs", "input_mask", "targets", "slots", "negatives", "head_targets", "n_targets", "hard", "liked",
+    "times",
 )
 
 
@@ -50,6 +51,7 @@ class WindowBatch:
     seed: what is random in this step, the same for all workers.
     hard: [B, h] int64 places, negatives of each window alone; None when there are none.
     liked: [Q] bool, False for targets that were seen and disliked; None when all are liked.
+    times: [Q] int64 unix seconds of each target; None when nothing depends on them.
     """
 
     rows: Tensor
@@ -65,6 +67,7 @@ class WindowBatch:
     seed: int
     hard: Tensor | None = None
     liked: Tensor | None = None
+    times: Tensor | None = None
 
     def to(self, device: torch.device | str) -> WindowBatch:
         """The same batch with its places on a device; to a GPU from pinned memory, without waiting for it."""
@@ -95,18 +98,20 @@ class Windows:
     """All windows of all users; `epoch` shuffles, splits and samples deterministically.
 
     sampler: where shared negatives come from, uniform when None. augmentation: what is done to inputs. liked: [E] bool
-    per event of the histories, False for those that were disliked; None when all were liked.
+    per event of the histories, False for those that were disliked; None when all were liked. times: [E] int64 unix
+    seconds of each event; None when nothing depends on them.
     """
 
     def __init__(
         self, histories: Histories, length: int, sampler: NegativeSampler | None = None,
         augmentation: Augmentation | None = None, liked: NDArray[np.bool_] | None = None,
+        times: IntArray | None = None,
     ) -> None:
         self.histories = histories
         self.length = length
         self.sampler = sampler or Uniform(np.bincount(histories.item_rows))
         self._augmentation = augmentation
-        self._liked = liked
+        self._liked, self._times = liked, times
         per_user = -(-histories.lengths // length)
         self._users = np.repeat(np.arange(len(histories)), per_user)
         first = np.concatenate([[0], np.cumsum(per_user)[:-1]]).astype(np.int64)
@@ -208,6 +213,7 @@ class Windows:
             seed=step.seed,
             hard=None if step.hard is None else torch.from_numpy(hard_numbers.reshape(hard.shape)),
             liked=None if self._liked is None else torch.from_numpy(self._liked[events[target_mask]]),
+            times=None if self._times is None else torch.from_numpy(self._times[events[target_mask]]),
         )
 
     def _item_rows(self, step: _Step, places: IntArray) -> IntArray:
@@ -233,11 +239,11 @@ class Windows:
 
 def make_windows(
     histories: Histories, length: int, sampler: NegativeSampler | None = None,
-    augmentation: Augmentation | None = None, liked: NDArray[np.bool_] | None = None,
+    augmentation: Augmentation | None = None, liked: NDArray[np.bool_] | None = None, times: IntArray | None = None,
 ) -> Windows:
     """Windows of `length` targets (the model's `history_length`) over every user with at least one event."""
     assert len(histories.item_rows), "no events to train on. This is a bug: ingest refuses an empty data set."
-    return Windows(histories, length, sampler, augmentation, liked)
+    return Windows(histories, length, sampler, augmentation, liked, times)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

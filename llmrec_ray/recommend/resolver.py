@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -52,7 +53,7 @@ class Resolver:
         pasts = [self._past(request, int(row), recent) for request, row in zip(requests, rows, strict=True)]
         return RequestBatch(
             release_id=self.release_id,
-            histories=Histories.from_lists(pasts, rows.tolist()),
+            histories=Histories.from_lists(pasts, rows.tolist(), np.full(len(requests), int(time.time()), np.int64)),
             queries=[clean_text(request.query or "") for request in requests],
             profiles=[clean_text(request.profile or "") for request in requests],
             k=np.array([request.k for request in requests], np.int64),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from llmrec_ray.model import (
     make_windows,
 )
 from llmrec_ray.model.augment import Augmentation
+from llmrec_ray.model.context import ContextFeatures
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.losses import make_loss
 from llmrec_ray.model.negatives import make_sampler
@@ -70,6 +71,9 @@ class TrainingInputs:
     item_ids: the outside world's names of the item rows, for messages.
     initial: weights of the recommender to start from, by name, and start_id: the Bundle that they are of.
     values: [E] float32 value of each event of the histories, NaN where it has none; None when nothing depends on it.
+    times: [E] int64 unix seconds of each event; None when nothing depends on them.
+    context: the encoders of the recipe's columns, and what they give: user_features [U, F] and item_features [N, F]
+    float32; None when the recipe reads no columns.
     """
 
     histories: Histories
@@ -84,6 +88,10 @@ class TrainingInputs:
     initial: Mapping[str, FloatArray] | None = None
     start_id: str = ""
     values: FloatArray | None = None
+    times: IntArray | None = None
+    context: ContextFeatures | None = None
+    user_features: FloatArray | None = None
+    item_features: FloatArray | None = None
 
     @classmethod
     def of(
@@ -114,7 +122,15 @@ class TrainingInputs:
             initial=None if start is None else initial_weights(start, dataset.users, dataset.items, counts),
             start_id="" if start is None else start.id,
             values=None if recipe.train.positive_value is None else dataset.history_values("train"),
+            times=dataset.history_times("train") if recipe.model.context.time else None,
+            **_columns(recipe, dataset, histories, counts),
         )
+
+    def part(self, histories: Histories, kept: NDArray[np.bool_], targets: IntArray) -> TrainingInputs:
+        """The same over some of the events: kept [E] says which, `histories` are made of them."""
+        values = None if self.values is None else self.values[kept]
+        times = None if self.times is None else self.times[kept]
+        return replace(self, histories=histories, targets=targets, values=values, times=times)
 
     def item_id(self, row: int) -> str:
         """The outside world's name of an item row."""
@@ -137,7 +153,7 @@ class TrainingInputs:
         liked = None if train.positive_value is None else self._liked(train.positive_value)
         return make_windows(
             self.histories, recipe.model.history_length, make_sampler(train, self._item_counts),
-            Augmentation(train.augment, self.histories) if train.augment.is_on else None, liked,
+            Augmentation(train.augment, self.histories) if train.augment.is_on else None, liked, self.times,
         )
 
     @property
@@ -149,10 +165,15 @@ class TrainingInputs:
         return ~(self.values < positive_value)  # an event without a value is no dislike
 
 
-def build_recommender(recipe: Recipe, n_users: int, n_items: int, text_size: int | None) -> FusionRecommender:
-    """The untrained recommender of a recipe; `text_size` is ignored when the items' vectors read no text."""
+def build_recommender(
+    recipe: Recipe, n_users: int, n_items: int, text_size: int | None, sizes: tuple[int, int] = (0, 0)
+) -> FusionRecommender:
+    """The untrained recommender of a recipe; `text_size` is ignored when the items' vectors read no text.
+
+    sizes: widths of the user and the item features, which `context_sizes` reads from trained weights.
+    """
     return FusionRecommender(
-        recipe.model, recipe.fusion.item_vector, n_users, n_items, text_size if _reads_text(recipe) else None
+        recipe.model, recipe.fusion.item_vector, n_users, n_items, text_size if _reads_text(recipe) else None, sizes
     )
 
 
@@ -162,7 +183,10 @@ def build_module(
     """The training module with the recipe's seed, or the inputs' weights: the same in every process."""
     torch.manual_seed(recipe.seed)
     text_size = None if inputs.text_vectors is None else inputs.text_vectors.shape[1]
-    model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size)
+    features = inputs.user_features, inputs.item_features
+    sizes = 0 if features[0] is None else features[0].shape[1], 0 if features[1] is None else features[1].shape[1]
+    model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size, sizes)
+    model.set_features(*features)
     model.start_from_popularity(windows.item_counts(inputs.n_items))
     if inputs.initial is not None:
         model.load_state_dict({name: torch.tensor(array) for name, array in inputs.initial.items()})
@@ -172,6 +196,20 @@ def build_module(
         model, _text_source(recipe, inputs, peers), loss=make_loss(train),
         log_q=windows.sampler.log_q, hard_shape=pool, hard_margin=train.mined.margin,
     )
+
+
+def _columns(recipe: Recipe, dataset: Dataset, histories: Histories, item_counts: IntArray) -> dict[str, Any]:
+    """Encoders fitted on users and items of train, and the features of all."""
+    config = recipe.model.context
+    if not (config.user_columns or config.item_columns):
+        return {}
+    users, items = dataset.user_attributes, dataset.item_attributes
+    fitted = ContextFeatures.fit(config, users, items, histories.lengths > 0, item_counts > 0)
+    return {
+        "context": fitted,
+        "user_features": fitted.encode_users(users) if config.user_columns else None,
+        "item_features": fitted.encode_items(items) if config.item_columns else None,
+    }
 
 
 def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) -> nn.Module | None:

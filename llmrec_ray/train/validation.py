@@ -67,7 +67,9 @@ def on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
     """The recommender with all its weights on the CPU, apart from what shards or moves the one that trains."""
     with engine.whole(model), torch.no_grad():
         state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    twin = FusionRecommender(model.config, model.item_vector, model.n_users, model.n_items, model.text_size)
+    twin = FusionRecommender(
+        model.config, model.item_vector, model.n_users, model.n_items, model.text_size, model.context_sizes
+    )
     twin.load_state_dict(state)
     return twin
 

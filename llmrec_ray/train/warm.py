@@ -28,7 +28,7 @@ __all__ = ["center_of", "initial_weights", "open_start", "with_encoder_of"]
 ITEM_ROWS, ITEM_BIASES, USER_ROWS = "items.ids.weight", "items.biases.weight", "users.users.weight"
 MODEL_FIELDS = (
     "model.embedding_size", "model.user_tower", "model.time_constants", "model.user_embedding", "model.ncf_head",
-    "model.ncf_hidden", "fusion.item_vector",
+    "model.ncf_hidden", "model.context", "fusion.item_vector",
 )
 TRANSFORMER_FIELDS = ("model.transformer_layers", "model.transformer_heads", "model.history_length")
 TEXT_FIELDS = ("encoder.model", "encoder.pooling", "encoder.bidirectional", "encoder.item_prompt")
