@@ -216,9 +216,13 @@ def test_an_empty_segment_is_shown_as_nobody(parsed):
 
 
 def test_figures_of_held_out_items_have_a_table_of_their_own(evaluation):
-    cold = {"cold_only": {"hr@10": 0.3125}, "all_scale_off": {"ndcg@10": 0.0125}}
+    cold = {
+        "cold_only": {"hr@10": 0.3125}, "all_scale_off": {"ndcg@10": 0.0125},
+        "cold_only:signal:text": {"hr@10": 0.2875}, "cold_only:chance": {"hr@10": 0.0675},
+    }
     text = Page(render_report(evaluation.model_copy(update={"cold": cold}), [])).text
-    for said in ("Items nobody had seen", "cold only", "0.3125", "all scale off", "0.0125"):
+    for said in ("Items nobody had seen", "among the held-out items0.3125–", "among all items, cold scale 0–0.0125",
+                 "text signal0.2875", "chance0.0675"):
         assert said in text
 
 

@@ -23,7 +23,7 @@ from llmrec_ray.evaluate.report import Evaluation, Segment
 __all__ = ["render_report", "write_report"]
 
 SERVED = "served pipeline"
-MOST_LINES = 5
+BEST_BASELINES = 2
 BEYOND = ("coverage", "gini", "novelty", "diversity")
 RANKED = ("ndcg", "hr", "mrr", "precision", "f1")
 HEADINGS = {
@@ -33,6 +33,11 @@ HEADINGS = {
 SEGMENTS = {
     "popularity": "Popularity of the held-out item", "warmth": "Held-out item seen in train or not",
     "history_length": "Length of the history",
+}
+COLD = {
+    "cold_only": "among the held-out items", "cold_only_scale_off": "among the held-out items, cold scale 0",
+    "all": "among all items", "all_scale_off": "among all items, cold scale 0",
+    "warm": "known items among all", "warm_scale_off": "known items among all, cold scale 0",
 }
 
 
@@ -117,11 +122,12 @@ class _View:
 
     @property
     def shown(self) -> list[_System]:
-        """The systems of line charts: the served pipeline, the best others, and the most popular items."""
-        best = self.systems[1:]
-        reference = [system for system in best if system.name == "baseline:popularity"]
-        chosen = [system for system in best if system not in reference][: MOST_LINES - 1 - len(reference)]
-        return [self.model, *chosen, *reference]
+        """The systems of line charts: the served pipeline, the best signal, the best baselines, and popularity."""
+        signals = [system for system in self.systems if system.kind == "signal"][:1]
+        baselines = [system for system in self.systems if system.kind == "baseline"]
+        reference = [system for system in baselines if system.label == "popularity"]
+        best = [system for system in baselines if system not in reference][:BEST_BASELINES]
+        return [self.model, *signals, *best, *reference]
 
     @property
     def compared(self) -> list[_System]:
@@ -171,6 +177,15 @@ class _View:
     @property
     def cold_metrics(self) -> list[str]:
         return list(dict.fromkeys(name for figures in self.evaluation.cold.values() for name in figures))
+
+    @property
+    def cold_groups(self) -> list[tuple[str, list[tuple[str, str, dict[str, float]]]]]:
+        """Whose figures on held-out items -> label, kind of system and figures per row."""
+        rows = [(name.split(":"), figures) for name, figures in self.evaluation.cold.items()]
+        served = [(COLD.get(name[0], name[0]), "", figures) for name, figures in rows if len(name) == 1]
+        alone = [(name[-1], ", ".join(name[1:-1]), figures) for name, figures in rows if len(name) > 1]
+        groups = [(SERVED.capitalize(), served), ("Others alone, among the held-out items", alone)]
+        return [(title, group) for title, group in groups if group]
 
     @property
     def beyond(self) -> list[str]:
