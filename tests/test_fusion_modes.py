@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from llmrec_ray.bundle import Bundle
+from llmrec_ray.config import override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import DataError
+from llmrec_ray.index import Index, build_index
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model.reranker import LearnedCorrection
 from llmrec_ray.ranking import target_ranks
+from llmrec_ray.recommend import Pipeline, Request
 from llmrec_ray.signals import (
     Calibration,
     CandidateLists,
@@ -31,6 +35,7 @@ from llmrec_ray.train.crossfit import hold_out, make_lists
 from llmrec_ray.train.fusing import fit_modes
 from llmrec_ray.train.listwise import fit_correction
 from llmrec_ray.types import FloatArray, Histories
+from tests import tiny_release as tiny_release_module
 
 LISTS, PLACES, ITEMS, SIZE = 40, 12, 50, 8
 SIGNALS = ("neural", "item_item", "text", "popularity")
@@ -291,6 +296,47 @@ def test_every_mode_is_fitted_on_the_towers_of_a_bundle_without_reading_held_out
         scores = bundle.score_items(histories, rows, names=fitted.fusion.signals)
         total, shares = fitted.fusion.fuse(scores, given)
         np.testing.assert_allclose(np.sum(list(shares.values()), axis=0), total, atol=1e-5)
+
+
+def some_fusion(mode: str, bundle: Bundle) -> Fusion:
+    """Of a mode that a Bundle must keep, over its signals."""
+    calibration, n_items = bundle.calibration, len(bundle.items)
+    generator = np.random.default_rng(0)
+    if mode == "cascade":
+        return CascadeFusion(calibration, "text", 5, "item_item")
+    if mode == "gated":
+        settings = {"signals": ["neural", "text"], "weights": generator.normal(size=(2, 3)).tolist(),
+                    "means": [1.0, 2.0], "stds": [1.0, 2.0], "scale": 0.7}
+        return GatedFusion.from_state(settings, {"log_counts": np.ones(n_items, np.float32)}, calibration)
+    features = generator.normal(size=(n_items, 2)).astype(np.float32)
+    correction = LearnedCorrection.untrained(("neural", "text"), bundle.item_vectors, features, (2.0, 1.0), 4)
+    torch.nn.init.normal_(correction.network.product.weight)
+    torch.nn.init.normal_(correction.network.join.weight)
+    return CorrectedFusion(WeightedFusion(calibration, {"item_item": 1.0}), correction)
+
+
+@pytest.mark.parametrize("mode", ["cascade", "gated", "learned"])
+def test_a_bundle_keeps_its_fusion_and_the_pipeline_ranks_by_it(tiny_release, tmp_path, monkeypatch, mode):
+    dataset, plain = Dataset.open(tiny_release.dataset.uri), Bundle.open(tiny_release.bundle.uri)
+    fusion, save = some_fusion(mode, plain), tiny_release_module.save_bundle
+    monkeypatch.setattr(
+        tiny_release_module, "save_bundle",
+        lambda root, parts, **other: save(root, replace(parts, fusion=fusion), **other),
+    )
+    recipe = override_recipe(plain.recipe, [f"fusion.mode={mode}"])
+    artifact = tiny_release_module.write_tiny_bundle(recipe, dataset, str(tmp_path / "bundles"))
+    bundle = Bundle.open(artifact.uri)
+    pipeline = Pipeline(dataset, bundle, Index.load(build_index(bundle, recipe.index, str(tmp_path / "indexes")).uri))
+    [answer] = pipeline.recommend([Request(user_id="u003", k=40, explain=True)])
+    rows = np.array([[dataset.items.row(item.item_id) for item in answer.items]])
+    histories = dataset.histories("test").select(dataset.users.rows(["u003"]))
+    given = Given(histories, rows, bundle.user_vectors(histories))
+    expected, shares = fusion.fuse(bundle.score_items(histories, rows, names=fusion.signals), given)
+    np.testing.assert_allclose([item.score for item in answer.items], expected[0], atol=1e-4)
+    for place, item in enumerate(answer.items):
+        assert sum(item.shares.values()) == pytest.approx(item.score, abs=1e-4)
+        for name, share in shares.items():
+            assert item.shares.get(name, 0.0) == pytest.approx(share[0, place], abs=1e-4)
 
 
 def test_nothing_to_learn_from_is_said(tiny_release):
