@@ -230,13 +230,13 @@ def bootstrap(
 
 def _mean_cosines(lists: Counts, vectors: NDArray[np.float32]) -> tuple[Counts, Floats]:
     """Pairs of items that have vectors, per list, and their mean cosine: from the norm of the sum, not pair by pair."""
-    chosen = vectors[np.maximum(lists, 0)].astype(np.float64)
-    norms = np.linalg.norm(chosen, axis=2, keepdims=True)
+    unit = vectors[np.maximum(lists, 0)]
+    norms = np.linalg.norm(unit, axis=2, keepdims=True)
     usable = (lists >= 0)[:, :, None] & (norms > 0)
-    unit = np.divide(chosen, norms, out=np.zeros_like(chosen), where=usable)
+    unit *= np.where(usable, 1 / np.where(usable, norms, 1), 0)
     n = usable.sum(axis=(1, 2))
     pairs = n * (n - 1)
-    similarity = np.square(unit.sum(axis=1)).sum(axis=1) - n
+    similarity = np.square(unit.sum(axis=1, dtype=np.float64)).sum(axis=1) - n
     return pairs, similarity / np.maximum(pairs, 1)
 
 
