@@ -2,6 +2,7 @@
 
     recipe.json  users.parquet  items.parquet  titles.parquet  policy.json
     model.safetensors    weights of the towers and the NCF head
+    context.json         encoders of the user and item columns that the model reads, when it reads any
     arrays.safetensors   item vectors, text vectors and their centre, map of profiles, state of the fitted signals
     encoder/             weights, tokenizer and config of the text encoder, when items have texts; with
                          encoder.precision int8 also the ONNX file that computes so
@@ -32,7 +33,7 @@ from llmrec_ray.artifact import Artifact, create_artifact, open_artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model import FusionRecommender, ncf, user_matrix
-from llmrec_ray.model.context import context_sizes
+from llmrec_ray.model.context import ContextFeatures, context_sizes
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder
 from llmrec_ray.model.reranker import LearnedCorrection
 from llmrec_ray.model_card import CardFacts, model_card
@@ -69,6 +70,7 @@ class BundleParts:
     trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
     fusion: of a mode that is more than the policy's weights, or None.
     profiles: from what people say about themselves to user vectors, or None.
+    context: encoders of the columns that the model reads, or None.
     cold_rows: [C] int64 items without a train event; cold_calibration: of their signals.
     """
 
@@ -88,6 +90,7 @@ class BundleParts:
     policy: FusionPolicy
     fusion: Fusion | None = None
     profiles: ProfileMap | None = None
+    context: ContextFeatures | None = None
     cold_rows: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     cold_calibration: Calibration = field(default_factory=lambda: Calibration(means={}, stds={}))
 
@@ -110,6 +113,8 @@ def save_bundle(
         save_tensors({name: t.contiguous() for name, t in parts.model.state_dict().items()},
                      folder / "model.safetensors")
         save_arrays(_arrays(parts), folder / "arrays.safetensors")
+        if parts.context is not None:
+            (folder / "context.json").write_text(parts.context.to_json(), encoding="utf-8")
         if parts.encoder is not None:
             parts.encoder.save(folder / "encoder")
         card = model_card(parts.recipe, _card_facts(parts, parents, metrics))
@@ -237,6 +242,8 @@ class Bundle(Scorer):
         self.trained_center: FloatArray | None = arrays.get("trained_center", self.text_center)
         profiles = _part(arrays, "profiles.")
         self.profiles = ProfileMap.from_arrays(profiles) if profiles else None
+        columns = folder / "context.json"
+        self.context = _read(columns, _context) if columns.exists() else None
         model = self._load_model(folder / "model.safetensors")
         super().__init__(
             model, arrays["item_vectors"], _load_signals(arrays, self.text_vectors), arrays.get("cold_rows")
@@ -358,6 +365,10 @@ def _read(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
 
 def _recipe(path: Path) -> Recipe:
     return Recipe.model_validate_json(path.read_bytes())
+
+
+def _context(path: Path) -> ContextFeatures:
+    return ContextFeatures.from_json(path.read_text(encoding="utf-8"))
 
 
 def _titles(path: Path) -> list[str]:

@@ -158,9 +158,6 @@ def test_gradients_reach_both_context_layers(fitted):
     (["model.context.item_columns=[year, director]"],
      "recipe: model.context.item_columns names director, but data.items keeps year, genres: add it to "
      "data.items.attributes, or leave it out"),
-    (["model.context.item_columns=[genres]", "train.warm_start=/bundle"],
-     "recipe: train.warm_start cannot keep the encoders of model.context's columns, which are fitted anew: leave "
-     "train.warm_start empty, or the columns out"),
 ])
 def test_columns_that_cannot_be_had_are_refused(overrides, message):
     with pytest.raises(ConfigError) as caught:

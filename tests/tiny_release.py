@@ -24,6 +24,7 @@ from llmrec_ray.signals import (
     center,
     to_text_space,
 )
+from llmrec_ray.train import TrainingInputs
 from llmrec_ray.train.cold import ColdStart
 
 
@@ -38,10 +39,13 @@ def write_tiny_bundle(
     raw = encoder.encode(dataset.item_texts)
     text_center = center(raw)
     text_vectors = to_text_space(raw, text_center)
+    inputs = TrainingInputs.of(recipe, dataset, text_vectors, text_center)
     torch.manual_seed(seed)
     model = FusionRecommender(
-        recipe.model, recipe.fusion.item_vector, len(dataset.users), len(dataset.items), text_vectors.shape[1]
+        recipe.model, recipe.fusion.item_vector, len(dataset.users), len(dataset.items), text_vectors.shape[1],
+        inputs.context_sizes,
     )
+    model.set_features(inputs.user_features, inputs.item_features)
     train = dataset.histories("train")
     ease = Ease(l2=10.0).fit(train, len(dataset.items))
     popularity = Popularity().fit(train, len(dataset.items))
@@ -56,6 +60,7 @@ def write_tiny_bundle(
     }
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
+        context=inputs.context,
         item_vectors=catalogue, encoder=encoder, text_vectors=text_vectors, text_center=text_center,
         trained_center=text_center, ease=ease, popularity=popularity, calibration=Calibration.fit(scores),
         policy=FusionPolicy(

@@ -87,11 +87,6 @@ class Recipe(Section):
                     f"model.context.{field} names {', '.join(missing)}, but data.{table} keeps "
                     f"{', '.join(kept) or 'no attributes'}: add it to data.{table}.attributes, or leave it out"
                 )
-        if self.train.warm_start is not None and (context.user_columns or context.item_columns):
-            raise ValueError(
-                "train.warm_start cannot keep the encoders of model.context's columns, which are fitted anew: leave "
-                "train.warm_start empty, or the columns out"
-            )
         return self
 
     @property

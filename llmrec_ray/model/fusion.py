@@ -15,7 +15,7 @@ from llmrec_ray.model.towers import ItemTower, ItemVector, UserTower, ncf_head
 from llmrec_ray.model.transformer import TransformerTower
 from llmrec_ray.types import FloatArray
 
-__all__ = ["FusionRecommender"]
+__all__ = ["FEATURES", "FusionRecommender"]
 
 FEATURES = ("user_features", "item_features")
 

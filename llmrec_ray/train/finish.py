@@ -97,7 +97,7 @@ def train_bundle(
     raw = None if raw_text is None or text is None else (raw_text, text.center)
     scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained, workspace)
     parents = {"dataset": dataset.id} | ({} if start is None else {"bundle": start.id})
-    artifact = _keep(workspace, replace(parts, recipe=recipe), parents, metrics)
+    artifact = _keep(workspace, replace(parts, recipe=recipe, context=inputs.context), parents, metrics)
     try:
         _check_reloaded(Bundle.open(artifact.uri), scorer, recipe, dataset, trained)
     except CorruptArtifactError:

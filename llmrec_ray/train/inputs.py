@@ -33,6 +33,7 @@ from llmrec_ray.model import (
 from llmrec_ray.model.augment import Augmentation
 from llmrec_ray.model.context import ContextFeatures
 from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.fusion import FEATURES
 from llmrec_ray.model.losses import make_loss
 from llmrec_ray.model.negatives import make_sampler
 from llmrec_ray.model.source import resolve_model
@@ -109,6 +110,7 @@ class TrainingInputs:
         histories = dataset.histories("train")
         counts = np.bincount(histories.item_rows, minlength=len(dataset.items))
         make_sampler(recipe.train, counts)
+        columns = _columns(recipe, dataset, histories, counts, None if start is None else start.context)
         return cls(
             histories=histories,
             targets=dataset.targets("validation"),
@@ -119,11 +121,14 @@ class TrainingInputs:
             text_states=lower_states(dataset.item_texts, recipe.encoder) if _tunes(recipe) else None,
             late=late,
             item_ids=dataset.items,
-            initial=None if start is None else initial_weights(start, dataset.users, dataset.items, counts),
+            initial=None if start is None else (
+                initial_weights(start, dataset.users, dataset.items, counts)
+                | {name: columns[name] for name in FEATURES if columns.get(name) is not None}
+            ),
             start_id="" if start is None else start.id,
             values=None if recipe.train.positive_value is None else dataset.history_values("train"),
             times=dataset.history_times("train") if recipe.model.context.time else None,
-            **_columns(recipe, dataset, histories, counts),
+            **columns,
         )
 
     def part(self, histories: Histories, kept: NDArray[np.bool_], targets: IntArray) -> TrainingInputs:
@@ -135,6 +140,12 @@ class TrainingInputs:
     def item_id(self, row: int) -> str:
         """The outside world's name of an item row."""
         return f"row {row}" if self.item_ids is None else self.item_ids.id(row)
+
+    @property
+    def context_sizes(self) -> tuple[int, int]:
+        """Widths of the user and the item features, 0 where the recipe reads none."""
+        users, items = (0 if table is None else table.shape[1] for table in (self.user_features, self.item_features))
+        return users, items
 
     def check(self) -> None:
         """Raise DataError for text vectors that are not finite, which no step would survive."""
@@ -183,10 +194,8 @@ def build_module(
     """The training module with the recipe's seed, or the inputs' weights: the same in every process."""
     torch.manual_seed(recipe.seed)
     text_size = None if inputs.text_vectors is None else inputs.text_vectors.shape[1]
-    features = inputs.user_features, inputs.item_features
-    sizes = 0 if features[0] is None else features[0].shape[1], 0 if features[1] is None else features[1].shape[1]
-    model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size, sizes)
-    model.set_features(*features)
+    model = build_recommender(recipe, len(inputs.histories), inputs.n_items, text_size, inputs.context_sizes)
+    model.set_features(inputs.user_features, inputs.item_features)
     model.start_from_popularity(windows.item_counts(inputs.n_items))
     if inputs.initial is not None:
         model.load_state_dict({name: torch.tensor(array) for name, array in inputs.initial.items()})
@@ -198,13 +207,16 @@ def build_module(
     )
 
 
-def _columns(recipe: Recipe, dataset: Dataset, histories: Histories, item_counts: IntArray) -> dict[str, Any]:
-    """Encoders fitted on users and items of train, and the features of all."""
+def _columns(
+    recipe: Recipe, dataset: Dataset, histories: Histories, item_counts: IntArray, fitted: ContextFeatures | None
+) -> dict[str, Any]:
+    """Encoders, those of the Bundle to start from or fitted on users and items of train, and the features of all."""
     config = recipe.model.context
     if not (config.user_columns or config.item_columns):
         return {}
     users, items = dataset.user_attributes, dataset.item_attributes
-    fitted = ContextFeatures.fit(config, users, items, histories.lengths > 0, item_counts > 0)
+    if fitted is None:
+        fitted = ContextFeatures.fit(config, users, items, histories.lengths > 0, item_counts > 0)
     return {
         "context": fitted,
         "user_features": fitted.encode_users(users) if config.user_columns else None,
