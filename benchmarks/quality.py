@@ -1,11 +1,11 @@
 """Quality of every fusion mode, tower, signal and baseline, warm (protocol P) and cold (C2): a table, one JSON line.
 
-    python benchmarks/quality.py [--quick] [--split validation] [--folder DIR] [--log FILE] [section.key=value ...]
+    python benchmarks/quality.py [--quick] [--split validation] [--only PART ...] [--folder DIR] [section.key=value ...]
 
 Seeds 0 to 4, mean and deviation; --quick takes one seed and one fold of cold items. Rows are chosen on validation, so
 that the test split may be scored rarely: `--split validation` leaves it alone, and every part that scores it is
-appended to the log. A run that was interrupted goes on where it stopped; give another --folder, or remove it, to
-measure changed code.
+appended to the log. A run that was interrupted goes on where it stopped, and `--only model-0 cold-2` computes some
+parts of a later run; give another --folder, or remove it, to measure changed code.
 """
 
 from __future__ import annotations
@@ -58,16 +58,33 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"), help="keeps parts of interrupted runs")
     parser.add_argument("--log", type=Path, default=LOG, help="where scorings of the test split are appended")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="compute these parts and stop")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     effort = QUICK if arguments.quick else FULL
     splits: tuple[Split, ...] = ("validation",) if arguments.split == "validation" else ("validation", "test")
     overrides = [f"workspace={arguments.folder.resolve()}/work", *arguments.overrides]
     recipe = load_recipe(arguments.recipe, overrides=overrides)
+    parts = Parts(arguments.folder / "parts", splits, arguments.log)
     with stages.ray_for(recipe):
-        result = measure(recipe, effort, Parts(arguments.folder / "parts", splits, arguments.log))
+        if arguments.only:
+            compute_some(recipe, effort, parts, arguments.only)
+            return
+        result = measure(recipe, effort, parts)
     print_table(result)
     print(json.dumps(result))
+
+
+def compute_some(recipe: Recipe, effort: Effort, parts: Parts, names: Sequence[str]) -> None:
+    """Compute the named parts, for a later run to read."""
+    _prepare(recipe)
+    known = {part.name: part for part in [*_warm_parts(recipe, effort), *_cold_parts(recipe, effort)]}
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}")
+    for name in names:
+        result = parts.result(known[name])
+        for row, run in result["rows"].items():
+            print(f"{name}: {row}: {figures(run['ranks'][parts.splits[-1]])}")
 
 
 def measure(recipe: Recipe, effort: Effort, parts: Parts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ Tower = Literal["decayed_means", "transformer"]
 ScoreItems = Callable[[Histories, IntArray], Mapping[str, FloatArray]]
 K = 10
 UNPUBLISHED = "unpublished"
+LEARNT = ("neural", "ncf")
+ORIGIN = ("protocol", "dataset", "bundle")
 BATCH_USERS = 256
 UNSEEDED: tuple[BaselineName, ...] = (
     "popularity", "recent_popularity", "tfidf", "text", "item_knn", "item_knn_recency", "ease", "ease_recency",
@@ -91,7 +94,7 @@ class Parts:
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "split": "test", "benchmark": "quality",
             "part": part.name, "recipe": part.recipe.name, "seed": part.recipe.seed,
-            **{name: result[name] for name in ("protocol", "dataset", "bundle", "git_commit") if name in result},
+            "git_commit": _git_commit(), **{name: result[name] for name in ORIGIN if name in result},
             "systems": {name: figures(row["ranks"]["test"]) for name, row in result["rows"].items()},
         } | ({"cold": result["cold"]} if "cold" in result else {})
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,10 @@ class Parts:
 
 
 def model_part(tower: Tower) -> Callable[[Recipe, Sequence[Split]], dict[str, Any]]:
-    """One training of the recipe's model with this user tower, then every fusion mode and signal it serves."""
+    """One training of the recipe's model with this user tower, then what it serves: the pipeline and every signal.
+
+    With the recipe's own tower also every fusion mode: `late` is without the reranker, `learned` with it.
+    """
 
     def compute(recipe: Recipe, splits: Sequence[Split]) -> dict[str, Any]:
         dataset = stages.open_dataset(recipe)
@@ -108,8 +114,8 @@ def model_part(tower: Tower) -> Callable[[Recipe, Sequence[Split]], dict[str, An
         bundle, pipeline = _train(trained, dataset.uri)
         fitted = fit_modes(recipe, dataset, bundle) if tower == "decayed_means" else {}
         systems: dict[str, System] = {"default": _served("default", pipeline)}
-        systems |= {mode: _FusedLists(pipeline, bundle, each.fusion) for mode, each in fitted.items()}
-        systems |= _signals(bundle)
+        systems |= {mode: _FusedLists(mode, pipeline, bundle, each.fusion) for mode, each in fitted.items()}
+        systems |= _signals(bundle, bundle.signal_names if tower == "decayed_means" else LEARNT)
         rows = _measured(systems, dataset, splits)
         seconds = bundle.artifact.manifest.metrics["train_seconds"]
         for name, row in rows.items():
@@ -190,12 +196,13 @@ def _served(name: str, pipeline: Pipeline) -> Served:
 class _FusedLists:
     """The pipeline's candidates, put in order by one fusion mode."""
 
+    name: str
     pipeline: Pipeline
     bundle: Bundle
     fusion: Fusion
 
     def rank(self, task: Task) -> Iterator[tuple[str, Ranked]]:
-        """One ranking, named after the mode."""
+        """One ranking."""
         depth = max(K, min(self.pipeline.policy.candidates.values()))
         batch = RequestBatch.of_histories(UNPUBLISHED, task.histories, depth)
         retrieved = self.pipeline.retriever.retrieve(batch, None)
@@ -204,7 +211,7 @@ class _FusedLists:
         total, _ = self.fusion.fuse(raw, Given(task.histories, rows, retrieved.users))
         places, _ = top_k(np.where(rows >= 0, total, -np.inf).astype(np.float32), depth)
         lists = np.where(places >= 0, np.take_along_axis(rows, np.maximum(places, 0), axis=1), -1)
-        yield self.fusion.mode, Ranked(list_ranks(lists, task.targets, task.n_candidates), lists)
+        yield self.name, Ranked(list_ranks(lists, task.targets, task.n_candidates), lists)
 
 
 class _NoSampling:
@@ -214,11 +221,10 @@ class _NoSampling:
         raise AssertionError("sampled candidates in a full ranking. This is a bug.")
 
 
-def _signals(bundle: Bundle) -> dict[str, System]:
+def _signals(bundle: Bundle, names: Iterable[str]) -> dict[str, System]:
     """One system per signal, so that each has its own cost."""
     return {
-        f"signal {name}": RawScores(_score(bundle, name), _NoSampling(), K, prefix="signal ")
-        for name in bundle.signal_names
+        f"signal {name}": RawScores(_score(bundle, name), _NoSampling(), K, prefix="signal ") for name in names
     }
 
 
@@ -267,5 +273,12 @@ def _measured(systems: Mapping[str, System], dataset: Dataset, splits: Sequence[
 def _origin(dataset: Dataset, bundle: Artifact | None) -> dict[str, str]:
     origin = {"dataset": dataset.id}
     if bundle is not None:
-        origin |= {"bundle": bundle.id, "git_commit": str(bundle.manifest.git_commit)}
+        origin |= {"bundle": bundle.id}
     return origin
+
+
+def _git_commit() -> str:
+    """Of this file's repository, or "" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
