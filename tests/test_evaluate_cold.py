@@ -184,3 +184,14 @@ def test_a_global_time_split_is_evaluated_for_the_users_who_have_a_target(tiny_r
     assert result.cold == {}
     line = json.loads((tmp_path / "work" / "evaluations.jsonl").read_text())
     assert line["protocol"] == "G"
+
+
+def test_scores_of_given_items_are_those_that_order_a_served_list_whatever_is_known_of_the_user(parts):
+    dataset, _, pipeline = parts
+    train = dataset.histories("train")
+    some = Histories.from_lists([train[0], train[1][:1], []], [0, 1, -1])
+    lists = pipeline.recommend_rows(some, 5)
+    scores = pipeline.score_rows(some, lists)
+    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    everything = pipeline.score_rows(some, np.tile(np.arange(40), (3, 1)))
+    assert np.allclose(np.take_along_axis(everything, lists, axis=1), scores, atol=1e-5)

@@ -90,7 +90,7 @@ class Pipeline:
         return np.pad(rows, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else rows
 
     def score_rows(self, histories: Histories, item_rows: IntArray) -> FloatArray:
-        """Fused scores [B, C] float32 of given item rows for users with a history; NaN where the row is -1."""
+        """Fused scores [B, C] float32 of given item rows, as a request would be ranked; NaN where the row is -1."""
         return self.reranker.score(histories, item_rows)
 
     @property

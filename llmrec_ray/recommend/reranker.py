@@ -51,18 +51,16 @@ class Reranker:
         )
 
     def score(self, histories: Histories, item_rows: IntArray) -> FloatArray:
-        """Fused scores [B, C] float32 of given items for people with a history, NaN where the row is -1.
+        """Fused scores [B, C] float32 of given items, NaN where the row is -1.
 
         The same numbers that order the answer of a request without texts and weights of its own.
         """
-        users = self._bundle.user_vectors(histories)
-        newcomers = histories.lengths < self._policy.newcomer_events
+        users, nobody = self._bundle.user_vectors(histories), np.zeros(len(histories), np.bool_)
+        every = plans(RequestBatch.of_histories(self._release_id, histories, 1), self._policy, nobody, nobody)
         total = np.zeros(item_rows.shape, np.float32)
-        for newcomer in (False, True):
-            some = np.flatnonzero(newcomers == newcomer)
-            total[some], _ = self._past(
-                histories.select(some), item_rows[some], users[some], None, newcomer=newcomer
-            )
+        for plan in dict.fromkeys(every):
+            some = np.flatnonzero([one == plan for one in every])
+            total[some], _ = self._planned(plan, _Part(histories.select(some), item_rows[some], users[some], None))
         return np.where(item_rows >= 0, total, np.nan).astype(np.float32)
 
     def _fused(self, batch: RequestBatch, retrieved: Retrieved) -> tuple[FloatArray, dict[str, FloatArray]]:
