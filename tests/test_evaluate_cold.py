@@ -74,6 +74,16 @@ def test_the_ranks_are_those_of_the_definition(seed):
     assert {among: ranks(task, table, among) for among in expected} == expected
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 7, 100])
+def test_scoring_a_few_items_at_a_time_changes_nothing(most, monkeypatch):
+    monkeypatch.setattr("llmrec_ray.evaluate.cold.MOST_CELLS", most)
+    table = np.random.default_rng(0).random((2, N_ITEMS)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as whole:
+        whole.setattr("llmrec_ray.evaluate.cold.MOST_CELLS", 1000)
+        expected = {among: ranks(paper_task(), table, among) for among in ("fold", "all")}
+    assert {among: ranks(paper_task(), table, among) for among in ("fold", "all")} == expected
+
+
 def test_chance_is_what_random_ranks_reach():
     n_candidates = np.repeat([7, 20, 150], [3, 5, 2])
     generator = np.random.default_rng(0)

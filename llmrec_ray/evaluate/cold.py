@@ -28,6 +28,7 @@ __all__ = ["ColdSystem", "ColdTask", "chance", "cold_figures"]
 Ranks: TypeAlias = NDArray[np.float64]
 ScoreItems: TypeAlias = Callable[[Histories, IntArray], Mapping[str, FloatArray]]
 NO_OPINION = np.finfo(np.float32).min
+MOST_CELLS = 50_000
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ColdSystem:
         rows = task.fold if self.among == "fold" else np.arange(task.n_items)
         columns = np.full(task.n_items, -1, np.int64)
         columns[rows] = np.arange(len(rows))
-        for name, raw in self.score_items(task.histories, np.tile(rows, (len(task), 1))).items():
+        for name, raw in self._scores(task.histories, rows).items():
             known = np.where(np.isnan(raw), NO_OPINION, raw)
             ranks = [
                 _pair_ranks(own, columns[pairs], _columns(columns, history, held_out))
@@ -98,6 +99,18 @@ class ColdSystem:
                 )
             ]
             yield self.prefix + name, Ranked(np.concatenate([*ranks, np.empty(0)]))
+
+    def _scores(self, histories: Histories, rows: IntArray) -> dict[str, FloatArray]:
+        """Name -> scores of all rows [B, C], a few at a time: scoring gathers a vector per user and row."""
+        width = max(1, min(len(rows), MOST_CELLS))
+        height = max(1, MOST_CELLS // width)
+        users = [histories.select(slice(start, start + height)) for start in range(0, len(histories), height)]
+        parts = [rows[start : start + width] for start in range(0, len(rows), width)]
+        blocks = [[self.score_items(some, np.tile(part, (len(some), 1))) for part in parts] for some in users]
+        return {
+            name: np.concatenate([np.concatenate([block[name] for block in row], axis=1) for row in blocks])
+            for name in blocks[0][0]
+        }
 
 
 def cold_figures(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset
@@ -58,9 +58,10 @@ def make_worker(dataset: Dataset, bundle: Bundle, pipeline: Pipeline, ks: Sequen
     if dataset.split == "cold_items":
         off = pipeline.with_policy(pipeline.policy.model_copy(update={"cold_scale": 0.0}))
         systems[SCALE_OFF] = _served(SCALE_OFF, off, ks)
-        for among, scope in (("cold_only", "fold"), ("all", "all")):
-            systems[among] = ColdSystem(_Fused(among, pipeline), scope)  # type: ignore[arg-type]
-            systems[f"{among}_scale_off"] = ColdSystem(_Fused(f"{among}_scale_off", off), scope)  # type: ignore[arg-type]
+        scopes: dict[str, Literal["fold", "all"]] = {"cold_only": "fold", "all": "all"}
+        for among, scope in scopes.items():
+            systems[among] = ColdSystem(_Fused(among, pipeline), scope)
+            systems[f"{among}_scale_off"] = ColdSystem(_Fused(f"{among}_scale_off", off), scope)
         systems["cold_only_signals"] = ColdSystem(_ColdSignals(bundle), "fold", "signal:")
     return Worker(systems, ks, len(dataset.items), bundle.text_vectors)
 

@@ -4,7 +4,8 @@ Each worker opens the artifacts once. What comes back is a rank per target and s
 do not grow with the users, so memory is bounded:
 
     here        8 bytes x (events + targets x (systems + 4)), and one baseline
-    a worker    the artifacts, batch_users x items x (4 x signals + 8) bytes, and 8 bytes x items x systems x cut-offs
+    a worker    the artifacts, batch_users x items x (4 x signals + 24) bytes, 8 bytes x items x systems x cut-offs, and
+                50,000 text vectors where items are held out
 
 Blocks are the same whatever the number of workers, so the figures are too, bit by bit. Other batch_users change scores
 by rounding, which can only part items that are equal but for it. Systems and tasks are known by their methods only.
