@@ -218,7 +218,7 @@ def test_the_table_names_the_protocol_and_has_a_row_per_system(evaluation):
         f"ones; fit on train, history includes the validation item [{evaluation.protocol_hash}]."
     )
     assert "40 users, 40 items, test split; board, seed 0" in lines[1]
-    first = [line[:22].strip() for line in lines[4:7]]
+    first = [line[:28].strip() for line in lines[4:7]]
     assert first == ["served pipeline", "signal item_item", "signal text"]
     assert len(lines) == 4 + 1 + 5 + 6
     assert f"{evaluation.model['ndcg@10']:.4f}" in lines[4]

@@ -289,6 +289,19 @@ def test_validation_ranks_the_whole_catalogue_minus_what_the_user_has_seen():
     assert module.training
 
 
+def test_users_without_a_target_are_left_out_of_validation():
+    recipe, inputs = plain(), inputs_of_board()
+    module = build_module(recipe, inputs, inputs.windows(recipe))
+    asked = np.arange(len(inputs.targets)) % 3 > 0
+    catalogue = catalogue_vectors(module.model, inputs.text_vectors)
+    scores = mask_seen(user_matrix(module.model, catalogue, inputs.histories) @ catalogue.T, inputs.histories)
+    ranks = target_ranks(scores, inputs.targets)[asked]
+    fewer = replace(inputs, targets=np.where(asked, inputs.targets, -1))
+    measured = validate(module, make_engine(module, recipe, ALONE, None), fewer, ALONE, 7)
+    assert measured["ndcg@10"] == pytest.approx(ndcg(ranks, 10))
+    assert measured["hr@10"] == pytest.approx((ranks <= 10).mean())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_catalogue_is_encoded_in_the_precision_of_the_steps(tiny_encoder, precision):
     """FlashAttention computes in nothing else, and on a GPU fp32 is many times slower."""

@@ -13,7 +13,7 @@ HEADINGS = {
     "ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "f1": "F1",
     "auc": "AUC", "coverage": "Coverage",
 }
-NAME_WIDTH = 22
+NAME_WIDTH = 28
 COLUMN_WIDTH = 11
 SERVED = "served pipeline"
 
@@ -108,7 +108,8 @@ class Evaluation(BaseModel):
             return []
         columns = [f"ndcg@{self.main_k}", f"hr@{self.main_k}"]
         width = max(map(len, self.cold))
-        return ["", "Items without a train event, beside the warm ranking by the same weights:", *(
+        heading = f"{f'at {self.main_k}':<{width}}" + "".join(f"{title:>{COLUMN_WIDTH}}" for title in ("NDCG", "HR"))
+        return ["", "Items without a train event, beside the warm ranking by the same weights:", heading, *(
             f"{name:<{width}}" + "".join(f"{figures[column]:>{COLUMN_WIDTH}.4f}" for column in columns)
             for name, figures in self.cold.items()
         )]
