@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LISTS = 20_000
 BATCH_LISTS = 256
-CALIBRATION_USERS = 1_000
+MAX_CALIBRATION_SCORES = 2_000_000
 PREFIX = "model."
 
 
@@ -116,11 +116,8 @@ def make_lists(
             "events none was found among the candidates that are retrieved: raise retrieval.candidates, or set "
             "fusion.mode to late."
         )
-    calibrated_on = held_out.rest.select(slice(0, CALIBRATION_USERS))
-    catalogue = {name: raw for name, raw in scorer.score_all(calibrated_on).items() if name in signals}
-    return _joined(
-        parts, Calibration.fit(catalogue, calibrated_on), np.log1p(item_counts).astype(np.float32), scorer.item_vectors
-    )
+    calibration = _calibrate(scorer, held_out.rest, signals)
+    return _joined(parts, calibration, np.log1p(item_counts).astype(np.float32), scorer.item_vectors)
 
 
 @dataclass(frozen=True)
@@ -208,6 +205,17 @@ def _retrieve(
     item_rows = np.full((len(union), int(counts.max(initial=0))), -1, np.int64)
     item_rows[np.arange(item_rows.shape[1]) < counts[:, None]] = np.nonzero(union)[1]
     return item_rows
+
+
+def _calibrate(scorer: Scorer, rest: Histories, signals: Sequence[str]) -> Calibration:
+    """On as many people as keep the score arrays within MAX_CALIBRATION_SCORES each."""
+    seen = rest.select(slice(0, max(1, MAX_CALIBRATION_SCORES // len(scorer.item_vectors))))
+    users = scorer.user_vectors(seen)
+    everything = scorer.score_all(seen) if "ncf" in signals else {}
+    scores = {
+        name: everything[name] if name in everything else _score_source(scorer, name, seen, users) for name in signals
+    }
+    return Calibration.fit(scores, seen)
 
 
 def _joined(
