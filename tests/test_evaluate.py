@@ -15,7 +15,7 @@ from llmrec_ray.artifact import Workspace, open_artifact
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import EvaluateConfig, Recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import ArtifactMismatchError, ConfigError
+from llmrec_ray.errors import ArtifactMismatchError, ConfigError, DataError
 from llmrec_ray.evaluate import Evaluation, Protocol, Ranking, Task, evaluate
 from llmrec_ray.evaluate.protocol import _draw
 from llmrec_ray.evaluate.scoring_log import log_scoring
@@ -386,6 +386,16 @@ def test_ease_over_too_many_items_is_refused_before_anything_is_scored(recipe, p
     monkeypatch.setattr("llmrec_ray.evaluate.run.pool", None)
     with pytest.raises(ConfigError, match="and 40 items are more than its limit of 39: leave item_item out"):
         evaluate(recipe, *parts, Workspace(str(tmp_path)))
+
+
+def test_a_dataset_without_a_test_event_has_nothing_to_rank(recipe, parts, tmp_path, monkeypatch):
+    dataset = Dataset(parts[0].artifact)
+    monkeypatch.setattr(dataset, "targets", lambda split: np.full(40, -1), raising=False)
+    with pytest.raises(DataError) as error:
+        evaluate(recipe, dataset, *parts[1:], Workspace(str(tmp_path)))
+    assert str(error.value) == (
+        f"No user of {dataset.uri} has a test event, so there is nothing to rank: ingest longer logs."
+    )
 
 
 def test_negatives_without_sampling_are_refused():

@@ -65,7 +65,8 @@ class LateFusion:
 class TrainingInputs:
     """Train histories, validation targets and texts.
 
-    histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows.
+    histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows,
+    -1 for users without one.
     text_vectors: [N, T] float32 in text space (centred, unit norm), or None when items have no texts.
     text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
     text_states: what the first trained block reads for each text, when it is kept instead of computed in every step.
