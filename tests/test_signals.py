@@ -179,11 +179,19 @@ def test_recent_popularity_counts_events_less_by_days_before_the_newest():
 
 def test_a_markov_chain_reads_only_the_newest_item_and_smooths_by_popularity():
     train = Histories.from_lists([[0, 1, 2], [0, 1], [3], []])
-    forward = MarkovChain(backward=0.0).fit(train, 4).score(Histories.from_lists([[2, 0], [0]]))
+    forward = MarkovChain(decay=None, backward=0.0).fit(train, 4).score(Histories.from_lists([[2, 0], [0]]))
     assert np.array_equal(forward[0], forward[1])
     assert forward[0].tolist() == pytest.approx([(2 / 6) / 3, (2 + 2 / 6) / 3, (1 / 6) / 3, (1 / 6) / 3])
-    backward = MarkovChain(backward=0.5).fit(train, 4).score(Histories.from_lists([[1]]))
+    backward = MarkovChain(decay=None, backward=0.5).fit(train, 4).score(Histories.from_lists([[1]]))
     assert backward[0].tolist() == pytest.approx([(1 + 2 / 6) / 3, (2 / 6) / 3, (1 + 1 / 6) / 3, (1 / 6) / 3])
+
+
+def test_a_markov_chain_counts_later_followers_less_and_none_of_another_history():
+    train = Histories.from_lists([[0, 1, 2], [3, 0]])
+    counts = MarkovChain(decay=1.0, backward=0.0).fit(train, 4).counts.toarray()
+    assert counts[0].tolist() == pytest.approx([0.0, 1.0, np.exp(-1.0), 0.0])
+    assert counts[2].sum() == 0.0
+    assert counts[3].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_bpr_gradients_are_those_of_its_loss():

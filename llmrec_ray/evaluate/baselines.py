@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 EASE_L2 = 100.0
 RECENCY = 10.0
-TEXT_RECENCY = 8.0
+TEXT_RECENCY = 3.0
 TFIDF_RECENCY = 5.0
 
 

@@ -26,9 +26,9 @@ class ItemKnn:
 
     def __init__(
         self,
-        neighbors: int = 400,
-        asymmetry: float = 0.6,
-        amplification: float = 2.0,
+        neighbors: int = 10,
+        asymmetry: float = 0.3,
+        amplification: float = 3.0,
         recency: float | None = None,
     ) -> None:
         self.neighbors = neighbors
