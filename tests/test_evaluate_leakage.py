@@ -126,6 +126,20 @@ def test_popularity_that_counted_held_out_events_is_found(parts):
     assert text.endswith("Train again.")
 
 
+def test_popularity_that_counted_a_held_out_item_is_found(tiny_recipe, tmp_path):
+    tree = tiny_recipe.model_dump(mode="json")
+    recipe = Recipe.model_validate(tree | {"data": tree["data"] | {"split": "cold_items"}})
+    release = publish_tiny_release(recipe, Workspace(str(tmp_path)))
+    dataset, bundle = Dataset.open(release.dataset.uri), Bundle.open(release.bundle.uri)
+    row = int(dataset.cold_pairs("test")[1][0])
+    popularity = Popularity().fit(dataset.histories("train"), len(dataset.items))
+    popularity.log_counts[row] = np.log1p(3)
+    assert leak(check_bundle, dataset, changed_bundle(bundle, "popularity", popularity)) == (
+        f"The popularity signal of the bundle {bundle.uri} was not counted from the train split of {dataset.uri}: for "
+        f"1 items it differs, first for {dataset.items.id(row)!r} with 3 users instead of 0. Train again."
+    )
+
+
 def test_an_item_item_signal_that_saw_one_held_out_event_in_forty_is_found(parts):
     dataset, bundle = parts
     train, known = dataset.histories("train"), dataset.histories("validation")

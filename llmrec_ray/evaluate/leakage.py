@@ -137,7 +137,7 @@ def _check_popularity(dataset: Dataset, bundle: Bundle) -> None:
     if not isinstance(popularity, Popularity):
         return
     counted = Popularity().fit(dataset.histories("train"), len(dataset.items)).log_counts
-    wrong = np.flatnonzero((counted > 0) & ~np.isclose(popularity.log_counts, counted, rtol=1e-5))
+    wrong = np.flatnonzero(~np.isclose(popularity.log_counts, counted, rtol=1e-5))
     if len(wrong):
         row = int(wrong[0])
         raise LeakageError(
