@@ -188,8 +188,7 @@ def _stamp(recipe: Recipe, *others: str) -> str:
 
 
 def _served(name: str, pipeline: Pipeline) -> Served:
-    depth = max(K, min(pipeline.policy.candidates.values()))
-    return Served(name, pipeline.recommend_rows, _NoSampling(), depth)
+    return Served(name, pipeline.recommend_rows, _NoSampling(), pipeline.list_length(K))
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ class _FusedLists:
 
     def rank(self, task: Task) -> Iterator[tuple[str, Ranked]]:
         """One ranking."""
-        depth = max(K, min(self.pipeline.policy.candidates.values()))
+        depth = self.pipeline.list_length(K)
         batch = RequestBatch.of_histories(UNPUBLISHED, task.histories, depth)
         retrieved = self.pipeline.retriever.retrieve(batch, None)
         rows = retrieved.candidates.item_rows

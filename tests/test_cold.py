@@ -11,7 +11,7 @@ from llmrec_ray.config import override_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.index import Index, build_index
 from llmrec_ray.recommend import Pipeline, Request
-from llmrec_ray.signals import ColdItems, Ease, ItemKernel, Propagation
+from llmrec_ray.signals import CascadeFusion, ColdItems, Ease, ItemKernel, Propagation
 from llmrec_ray.train.cold import ColdStart
 from llmrec_ray.types import Histories
 from tests.tiny_release import write_tiny_bundle
@@ -188,6 +188,18 @@ def test_given_rows_are_scored_as_they_are_in_an_answer(cold):
     assert np.isnan(scores[0, -1])
 
 
+def test_the_few_cold_items_that_are_proposed_do_not_shorten_the_lists_that_are_measured(cold):
+    _, pipeline = cold
+
+    def length(candidates: dict[str, int]) -> int:
+        policy = pipeline.policy.model_copy(update={"candidates": candidates})
+        return pipeline.with_policy(policy).list_length(10)
+
+    assert length({"neural": 150, "text": 50, "cold": 20}) == 50
+    assert length({"neural": 150, "text": 5, "cold": 20}) == 10
+    assert length({"cold": 20}) == 10
+
+
 def test_people_without_a_history_are_proposed_no_cold_items(cold):
     _, pipeline = cold
     for fields in ({"user_id": "nobody"}, {"query": "thing painted white"}):
@@ -215,6 +227,17 @@ def test_a_profile_with_a_query_counts_beside_it(cold):
     response = ask(pipeline, query="thing painted black", profile="likes white")
     used = {name for item in response.items for name, share in (item.shares or {}).items() if share}
     assert used == {"neural", "popularity", "text"}
+
+
+def test_cold_items_take_no_place_of_known_ones_in_a_cascade(cold, monkeypatch):
+    dataset, pipeline = cold
+    bundle = pipeline.reranker._bundle
+    monkeypatch.setattr(bundle, "fusion", CascadeFusion(bundle.calibration, "text", 12, "neural"))
+    histories = dataset.histories("train").select(slice(0, 8))
+    known = np.flatnonzero([item not in cold_ids(dataset) for item in dataset.items])
+    alone = pipeline.score_rows(histories, np.tile(known, (8, 1)))
+    among_all = pipeline.score_rows(histories, np.tile(np.arange(len(dataset.items)), (8, 1)))
+    np.testing.assert_allclose(among_all[:, known], alone, atol=1e-5)
 
 
 def test_short_histories_are_read_with_weights_of_their_own(cold):

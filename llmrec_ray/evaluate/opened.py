@@ -67,9 +67,7 @@ def make_worker(dataset: Dataset, bundle: Bundle, pipeline: Pipeline, ks: Sequen
 
 
 def _served(name: str, pipeline: Pipeline, ks: Sequence[int]) -> Served:
-    """As long lists as the pipeline gives without any source proposing more than its policy says."""
-    depth = max(*ks, min(pipeline.policy.candidates.values()))
-    return Served(name, pipeline.recommend_rows, pipeline.score_rows, depth)
+    return Served(name, pipeline.recommend_rows, pipeline.score_rows, pipeline.list_length(max(ks)))
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,12 @@ class Pipeline:
         missing = k - rows.shape[1]
         return np.pad(rows, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else rows
 
+    def list_length(self, least: int) -> int:
+        """The longest list for which no source proposes more than its policy says, but `least` anyway: `cold` apart,
+        every source proposes as many items as are asked for."""
+        proposed = [n for source, n in self.policy.candidates.items() if source != "cold"]
+        return max(least, min(proposed, default=least))
+
     def score_rows(self, histories: Histories, item_rows: IntArray) -> FloatArray:
         """Fused scores [B, C] float32 of given item rows, as a request would be ranked; NaN where the row is -1."""
         return self.reranker.score(histories, item_rows)

@@ -96,18 +96,17 @@ class Reranker:
     def _past(
         self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None, *, newcomer: bool
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """The fused score of the history: known items by the fusion, cold ones by weights of their own."""
-        fusion = self._fusion(newcomer=newcomer)
-        raw = self._bundle.score_items(histories, item_rows, users, text, fusion.signals)
-        total, shares = fusion.fuse(raw, Given(histories, item_rows, users))
-        cold = self._bundle.cold.are(item_rows)
+        """The fused score of the history: known items by the fusion, for which cold ones are empty places, and cold
+        ones by weights of their own."""
+        fusion, cold = self._fusion(newcomer=newcomer), self._bundle.cold.are(item_rows)
+        known = np.where(cold, -1, item_rows)
+        raw = self._bundle.score_items(histories, known, users, text, fusion.signals)
+        total, shares = fusion.fuse(raw, Given(histories, known, users))
         if not cold.any():
             return total, shares
-        total, shares = np.where(cold, 0.0, total), {name: np.where(cold, 0.0, s) for name, s in shares.items()}
         more, parts = self._bundle.fuse_cold(histories, users, item_rows, self._policy)
         _add(shares, parts, 1.0)
         return (total + more).astype(np.float32), shares
-
 
     def _fusion(self, *, newcomer: bool) -> Fusion:
         """That of the Bundle's mode; the policy's weights for `late` and `feature`, and for short histories."""
