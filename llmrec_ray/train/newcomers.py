@@ -27,7 +27,8 @@ def newcomer_weights(
     events - 1 things of the train history, in turn; nothing of that history is to be recommended again.
     """
     seen, targets = dataset.histories("train").select(users), dataset.targets("validation")[users]
-    few = Histories.from_lists([items[-(1 + place % (events - 1)):] for place, items in enumerate(seen)])
+    newest = [items[-(1 + place % (events - 1)):] for place, items in enumerate(seen)]
+    few = Histories.from_lists(newest, asked_at=seen.asked_at)
     vectors = scorer.user_vectors(few)
     scores = {name: scorer.score_catalogue(name, few, vectors) for name in names}
     for raw in scores.values():
@@ -36,13 +37,13 @@ def newcomer_weights(
 
 
 def profile_map(dataset: Dataset, scorer: Scorer, encoder: TextEncoder) -> ProfileMap | None:
-    """From the texts of `data.users`; None when there are hardly any. At most MAX_PROFILES people are read."""
-    texts = dataset.user_texts
-    described = np.array([row for row, text in enumerate(texts) if text], np.int64)
+    """From the texts of people of the train split; None when there are hardly any. At most MAX_PROFILES are read."""
+    texts, train = dataset.user_texts, dataset.histories("train")
+    described = np.array([row for row, text in enumerate(texts) if text and len(train[row])], np.int64)
     if len(described) < MIN_PROFILES:
         return None
     some = np.sort(np.random.default_rng(0).permutation(described)[:MAX_PROFILES])
     distinct = {text: place for place, text in enumerate(dict.fromkeys(texts[row] for row in some))}
     raw = encoder.encode(list(distinct), as_query=True)[[distinct[texts[row]] for row in some]]
-    users = scorer.user_vectors(dataset.histories("train").select(some))
+    users = scorer.user_vectors(train.select(some))
     return ProfileMap.fit(raw, users[:, :-1])
