@@ -260,12 +260,14 @@ def test_fitting_twice_gives_the_same_fusion(lists):
 
 def test_held_out_events_are_the_newest_and_each_comes_with_what_was_before_it():
     train = Histories.from_lists([[1, 2, 3, 4, 5], [6], [], [7, 8]], [0, 1, 2, 3])
-    held_out = hold_out(train, 2)
+    held_out = hold_out(train, 2, np.arange(10, 18))
     assert [history.tolist() for history in held_out.rest] == [[1, 2, 3], [6], [], [7]]
     assert held_out.targets.tolist() == [4, 5, 8]
     assert [history.tolist() for history in held_out.histories] == [[1, 2, 3], [1, 2, 3, 4], [7]]
     assert held_out.histories.user_rows.tolist() == [0, 0, 3]
     assert held_out.counted.tolist() == [True, True, True, False, False, True, True, False]
+    assert held_out.histories.asked_at.tolist() == [13, 14, 17]
+    assert held_out.rest.asked_at.tolist() == [13, -1, -1, 17]
 
 
 def test_the_weight_curve_goes_from_the_partner_alone_to_the_neural_signal_alone():
@@ -341,7 +343,7 @@ def test_a_bundle_keeps_its_fusion_and_the_pipeline_ranks_by_it(tiny_release, tm
 
 def test_nothing_to_learn_from_is_said(tiny_release):
     bundle = Bundle.open(tiny_release.bundle.uri)
-    held_out = hold_out(Histories.from_lists([[0], [1]], [0, 1]), 5)
+    held_out = hold_out(Histories.from_lists([[0], [1]], [0, 1]), 5, np.zeros(2, np.int64))
     with pytest.raises(DataError) as caught:
         make_lists(bundle.recipe, bundle, held_out, np.ones(40, np.int64), ["neural"])
     assert str(caught.value) == (

@@ -58,21 +58,25 @@ class HeldOut:
     counted: NDArray[np.bool_]
 
 
-def hold_out(train: Histories, last: int, seed: int = 0) -> HeldOut:
+def hold_out(train: Histories, last: int, times: IntArray, seed: int = 0) -> HeldOut:
     """Take away everybody's `last` newest events, but never the first; at most MAX_LISTS, drawn at random, are asked
-    for."""
+    for, each history at the time of its event. times: [E] int64 unix seconds of the train events."""
     ages = np.repeat(train.indptr[1:], train.lengths) - np.arange(len(train.item_rows))
     first = np.zeros(len(train.item_rows), np.bool_)
     first[train.indptr[:-1][train.lengths > 0]] = True
     counted = (ages > last) | first
     owners = np.repeat(np.arange(len(train)), train.lengths)
     kept = np.bincount(owners[counted], minlength=len(train))
-    rest = Histories(train.user_rows, np.concatenate([[0], np.cumsum(kept)]), train.item_rows[counted])
     events = np.flatnonzero(~counted)
     if len(events) > MAX_LISTS:
         events = np.sort(np.random.default_rng(seed).choice(events, MAX_LISTS, replace=False))
     pasts = [train.item_rows[train.indptr[owners[event]] : event] for event in events]
-    histories = Histories.from_lists(pasts, train.user_rows[owners[events]].tolist())
+    histories = Histories.from_lists(pasts, train.user_rows[owners[events]].tolist(), times[events])
+    asked_at = np.full(len(train), -1, np.int64)
+    users, first_asked = np.unique(owners[events], return_index=True)
+    asked_at[users] = times[events[first_asked]]
+    indptr = np.concatenate([[0], np.cumsum(kept)])
+    rest = Histories(train.user_rows, indptr, train.item_rows[counted], asked_at)
     return HeldOut(rest, histories, train.item_rows[events], counted)
 
 
@@ -84,7 +88,7 @@ def cross_fitted_lists(
     last: events of each person that are held out. signals: those whose scores are wanted. Costs as much as training
     the towers once in this process. Raises DataError when there is nothing to learn from.
     """
-    held_out = hold_out(dataset.histories("train"), last, recipe.seed)
+    held_out = hold_out(dataset.histories("train"), last, dataset.history_times("train"), recipe.seed)
     twin = _twin(recipe, dataset, scorer, held_out)
     counts = np.bincount(held_out.rest.item_rows, minlength=len(dataset.items))
     lists = make_lists(recipe, twin, held_out, counts, signals)
