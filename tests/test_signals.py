@@ -228,6 +228,15 @@ def test_bpr_is_the_same_for_the_same_seed_and_scores_strangers_like_the_users_t
     assert ndcg(target_ranks(mask_seen(scores, known), targets), 10) > 0.9
 
 
+def test_bpr_reads_the_history_of_somebody_who_has_no_train_event():
+    train, _ = board()
+    known = Histories.from_lists([*train, []], range(len(train) + 1))
+    signal = Bpr(4, batch_size=64).fit(known, N_ITEMS)
+    past = [train[0].tolist()]
+    stranger, newly = (signal.score(Histories.from_lists(past, [row])) for row in (-1, len(train)))
+    np.testing.assert_array_equal(newly, stranger)
+
+
 def test_text_space_is_centred_and_of_unit_norm_and_keeps_missing_texts_zero():
     vectors = text_vectors()
     vectors[4] = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from llmrec_ray.ranking import take_items
@@ -45,6 +46,7 @@ class Bpr:
         self.items: FloatArray = np.empty((0, factors), np.float32)
         self.biases: FloatArray = np.empty((0, 1), np.float32)
         self.fold_in: FloatArray = np.eye(factors, dtype=np.float32)
+        self.known: NDArray[np.bool_] = np.empty(0, np.bool_)
 
     def fit(self, train: Histories, n_items: int) -> Self:
         """Learn user vectors [U, F], item vectors [N, F] and item biases [N, 1]."""
@@ -95,15 +97,16 @@ class Bpr:
         gram = means[known].T @ means[known]
         gram[np.diag_indices(self.factors)] += FOLD_IN_RIDGE
         self.fold_in = np.linalg.solve(gram, means[known].T @ self.users[known]).astype(np.float32)
-        self.users[~known] = 0.0
+        self.known = known
 
     def _user_vectors(self, histories: Histories) -> FloatArray:
         """[B, F]."""
         folded = self._history_means(histories) @ self.fold_in
-        known = (histories.user_rows >= 0)[:, None]
         if not len(self.users):
             return folded
-        return np.where(known, self.users[np.maximum(histories.user_rows, 0)], folded).astype(np.float32)
+        rows = np.maximum(histories.user_rows, 0)
+        known = (histories.user_rows >= 0) & self.known[rows]
+        return np.where(known[:, None], self.users[rows], folded).astype(np.float32)
 
     def _history_means(self, histories: Histories) -> FloatArray:
         occurrences = history_matrix(histories, len(self.items), None)
