@@ -30,11 +30,6 @@ class ContextConfig(Section):
     item_columns: tuple[str, ...] = ()
     """Columns among data.items.attributes that join the item vector."""
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is read."""
-        return bool(self.time or self.user_columns or self.item_columns)
-
 
 class ModelConfig(Section):
     """User tower, item tower and the neural collaborative-filtering head."""
