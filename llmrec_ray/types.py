@@ -92,8 +92,8 @@ class Histories:
         return np.diff(self.indptr)
 
     def select(self, positions: IntArray | slice) -> Histories:
-        """The histories at these positions, in this order."""
-        chosen = np.arange(len(self))[positions]
+        """The histories at these positions, in this order; costs as much as these alone, however many there are."""
+        chosen = np.arange(*positions.indices(len(self))) if isinstance(positions, slice) else positions
         asked_at = None if self.asked_at is None else self.asked_at[chosen]
         return Histories.from_lists([self[int(p)] for p in chosen], self.user_rows[chosen].tolist(), asked_at)
 

@@ -61,13 +61,6 @@ def test_figures_of_a_segment_are_those_of_its_targets_for_every_system():
         assert figures["ndcg@2_low"] <= figures["ndcg@2"] <= figures["ndcg@2_high"]
 
 
-def test_a_segment_counts_users_once_however_many_targets_they_have():
-    targets = segment_targets(np.array([3, 3, 3]), np.array([0, 0, 0]), POPULARITY)
-    figures = segment_figures(targets, {"model": np.array([1.0, 5.0, 1.0])}, 2, np.array([4, 4, 8]))
-    assert figures["popularity"]["head"].users == 2
-    assert figures["popularity"]["head"].systems["model"]["hr@2"] == pytest.approx(2 / 3)
-
-
 def test_a_segment_without_targets_counts_0_users_and_has_no_figures():
     targets = segment_targets(np.array([3]), np.array([0]), POPULARITY)
     figures = segment_figures(targets, {"model": np.array([1.0])}, 10)

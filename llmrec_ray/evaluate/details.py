@@ -29,27 +29,26 @@ def with_details(
     target_rows: IntArray,
     popularity: IntArray,
     trained: Mapping[str, Any],
-    users: IntArray | None = None,
 ) -> Evaluation:
     """The evaluation with intervals, segments, curves and versions filled in.
 
     ranks: system, named as in `ranks.parquet` -> [U]. history_lengths: [U] events that the ranking read.
     target_rows: [U] item rows. popularity: [N] train events. trained: what the Bundle's manifest measured, of
-    which `fusion_curve` is drawn when it is there. users: [U] of who each target is, when one user has several.
+    which `fusion_curve` is drawn when it is there.
     """
     k = evaluation.main_k
     targets = segment_targets(history_lengths, target_rows, popularity)
     return evaluation.model_copy(update={
-        "intervals": {system: _intervals(each, k, users) for system, each in ranks.items()},
-        "segments": segment_figures(targets, ranks, k, users),
+        "intervals": {system: _intervals(each, k) for system, each in ranks.items()},
+        "segments": segment_figures(targets, ranks, k),
         "curves": Curves(fusion=trained.get("fusion_curve", []), at_k=_over_k(ranks, _longest(evaluation))),
         "versions": {"llmrec_ray": __version__, "python": platform.python_version(), **library_versions()},
     })
 
 
-def _intervals(ranks: Ranks, k: int, users: IntArray | None) -> dict[str, tuple[float, float]]:
+def _intervals(ranks: Ranks, k: int) -> dict[str, tuple[float, float]]:
     gains = {f"ndcg@{k}": ndcg_gains(ranks, k), f"hr@{k}": (ranks <= k).astype(np.float64)}
-    found = {name: bootstrap(each, users) for name, each in gains.items()}
+    found = {name: bootstrap(each) for name, each in gains.items()}
     return {name: (difference.low, difference.high) for name, difference in found.items()}
 
 

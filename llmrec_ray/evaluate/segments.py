@@ -51,17 +51,14 @@ def segment_targets(
 
 
 def segment_figures(
-    targets: Mapping[str, Mapping[str, Marks]], ranks: Mapping[str, Ranks], k: int, users: IntArray | None = None
+    targets: Mapping[str, Mapping[str, Marks]], ranks: Mapping[str, Ranks], k: int
 ) -> dict[str, dict[str, Segment]]:
     """`hr@k`, `ndcg@k` and its 95 % interval `ndcg@k_low`, `ndcg@k_high` of every system on every segment.
 
-    A segment without targets has 0 users and no figures. ranks: system -> [U]. users: [U] of who each target is,
-    when one user has several.
+    A segment without targets has 0 users and no figures. ranks: system -> [U].
     """
-    owners = np.arange(_n_targets(ranks)) if users is None else users
     return {
-        by: {name: _figures(marks, ranks, k, owners) for name, marks in segments.items()}
-        for by, segments in targets.items()
+        by: {name: _figures(marks, ranks, k) for name, marks in segments.items()} for by, segments in targets.items()
     }
 
 
@@ -80,22 +77,15 @@ def _length_names() -> list[str]:
     return [*between, f"{LENGTHS[-1] + 1}+"]
 
 
-def _n_targets(ranks: Mapping[str, Ranks]) -> int:
-    return len(next(iter(ranks.values())))
-
-
-def _figures(marks: Marks, ranks: Mapping[str, Ranks], k: int, owners: IntArray) -> Segment:
-    users = owners[marks]
-    if not len(users):
+def _figures(marks: Marks, ranks: Mapping[str, Ranks], k: int) -> Segment:
+    users = int(marks.sum())
+    if not users:
         return Segment(users=0)
-    return Segment(
-        users=len(np.unique(users)),
-        systems={system: _metrics(each[marks], k, users) for system, each in ranks.items()},
-    )
+    return Segment(users=users, systems={system: _metrics(each[marks], k) for system, each in ranks.items()})
 
 
-def _metrics(ranks: Ranks, k: int, users: IntArray) -> dict[str, float]:
-    found = bootstrap(ndcg_gains(ranks, k), users)
+def _metrics(ranks: Ranks, k: int) -> dict[str, float]:
+    found = bootstrap(ndcg_gains(ranks, k))
     return {
         f"ndcg@{k}": found.mean, f"ndcg@{k}_low": found.low, f"ndcg@{k}_high": found.high,
         f"hr@{k}": hit_rate(ranks, k),
