@@ -35,7 +35,7 @@ class TextCosine:
 
     name: ClassVar[str] = "text"
 
-    def __init__(self, text_vectors: FloatArray, recency: float | None = 10.0) -> None:
+    def __init__(self, text_vectors: FloatArray, recency: float | None = 3.0) -> None:
         self.text_vectors = text_vectors
         self.recency = recency
 
