@@ -14,7 +14,7 @@ import yaml
 
 from llmrec_ray import __version__
 from llmrec_ray.artifact import library_versions
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import FusionConfig, Recipe
 
 __all__ = ["CardFacts", "model_card"]
 
@@ -24,8 +24,9 @@ class CardFacts:
     """What a card tells of, besides the recipe.
 
     users, items, cold_items, train_events, parameters: counts; cold items are those without a train event.
-    weights: of the late fusion, by signal. cold_scale: of cold items. parents: ids of the artifacts that it was made
-    from. metrics: as in the manifest; only numbers are shown, those inside of others by their path.
+    has_content: items have texts or attributes. weights: of the late fusion, by signal. cold_scale: of cold items.
+    parents: ids of the artifacts that it was made from. metrics: as in the manifest; only numbers are shown, those
+    inside of others by their path.
     """
 
     users: int
@@ -34,6 +35,7 @@ class CardFacts:
     train_events: int
     parameters: int
     has_encoder: bool
+    has_content: bool
     weights: Mapping[str, float]
     cold_scale: float
     parents: Mapping[str, str]
@@ -56,6 +58,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
     ]) + "\n"
 
 
+CROSS_FITTED = "learnt from train events that a second model had not seen."
 INTENDED_USE = """## Intended use
 
 Ranking the items of one catalogue for the people who use it: known people by what they did, new people by a few items,
@@ -66,17 +69,23 @@ consume, or catalogues and populations other than the one below without a new ev
 
 
 def _details(recipe: Recipe, facts: CardFacts) -> str:
-    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in facts.weights.items() if weight)
     encoder = f"`{_code(recipe.encoder.model)}`, {recipe.encoder.tuning}" if facts.has_encoder else "none"
     return (
         "## Model details\n\n"
         "A recommender that fuses a text encoder, neural collaborative filtering and item-item co-occurrence.\n\n"
-        f"- Fusion: `{recipe.fusion.mode}`, weights {weights}\n"
+        f"- Fusion: `{recipe.fusion.mode}`{_weights(recipe.fusion, facts)}\n"
         f"- Item vectors: `{recipe.fusion.item_vector}`, {recipe.model.embedding_size} wide\n"
         f"- Text encoder: {encoder}\n"
         f"- Learned parameters, without the encoder: {facts.parameters:,}\n"
         f"- Seed: {recipe.seed}"
     )
+
+
+def _weights(fusion: FusionConfig, facts: CardFacts) -> str:
+    """Of the modes that rank by them."""
+    if fusion.mode in {"gated", "cascade"}:
+        return ""
+    return ", weights " + ", ".join(f"{name} {weight:.2f}" for name, weight in facts.weights.items() if weight)
 
 
 def _training_data(recipe: Recipe, facts: CardFacts) -> str:
@@ -92,14 +101,23 @@ def _training_data(recipe: Recipe, facts: CardFacts) -> str:
 
 
 def _selection(recipe: Recipe, facts: CardFacts) -> str:
-    fixed = recipe.fusion.weights is not None or recipe.fusion.mode != "late"
-    weights = "Fusion weights follow from the recipe." if fixed else "Fusion weights were searched there too."
     return (
         "## How it was chosen\n\n"
-        f"The epoch with the best validation NDCG@10 is kept. {weights} The test split had no say; `llmrec evaluate` "
-        "reads it and logs every look. Which other recipes were tried is not known here: say so beside any figure that "
-        "you publish."
+        f"The epoch with the best validation NDCG@10 is kept. {_fitted(recipe.fusion)} The test split had no say; "
+        "`llmrec evaluate` reads it and logs every look. Which other recipes were tried is not known here: say so beside "
+        "any figure that you publish."
     )
+
+
+def _fitted(fusion: FusionConfig) -> str:
+    """Where the numbers of the fusion come from."""
+    if fusion.mode == "gated":
+        return f"The gates of the fusion {CROSS_FITTED}"
+    if fusion.weights is not None or fusion.mode in {"feature", "cascade"}:
+        weights = "Fusion weights follow from the recipe."
+    else:
+        weights = "Fusion weights were searched there too."
+    return f"{weights} The network that corrects them {CROSS_FITTED}" if fusion.mode == "learned" else weights
 
 
 def _figures(facts: CardFacts) -> str:
@@ -129,12 +147,13 @@ def _limits(recipe: Recipe, facts: CardFacts) -> str:
 
 
 def _cold_limit(facts: CardFacts) -> str:
-    if not facts.has_encoder:
-        return "Items without a train event have no text to go by: they are ranked as the least popular ones."
+    if not facts.has_content:
+        nothing = "Items without a train event have no text or attribute to go by"
+        return f"{nothing}: they are ranked as the least popular ones."
     if not facts.cold_scale:
         return "Items without a train event stay in the middle of the catalogue: the cold scale is 0."
     return (
-        f"Items without a train event are scored from texts and neighbours, with a cold scale of {facts.cold_scale:g}; "
+        f"Items without a train event are scored from texts and attributes, with a cold scale of {facts.cold_scale:g}; "
         "what lifting them costs known items has to be measured."
     )
 

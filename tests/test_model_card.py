@@ -5,6 +5,7 @@ import re
 import pytest
 
 from llmrec_ray.bundle import Bundle
+from llmrec_ray.config import FusionConfig
 from llmrec_ray.data import Dataset
 from llmrec_ray.model_card import CardFacts, model_card
 
@@ -17,7 +18,8 @@ HEADINGS = [
 def facts(**fields):
     return CardFacts(**{
         "users": 943, "items": 1682, "cold_items": 33, "train_events": 98114, "parameters": 280_000,
-        "has_encoder": True, "weights": {"neural": 0.8, "item_item": 0.2, "text": 0.0}, "cold_scale": 0.7,
+        "has_encoder": True, "has_content": True, "weights": {"neural": 0.8, "item_item": 0.2, "text": 0.0},
+        "cold_scale": 0.7,
         "parents": {"dataset": "abc"},
         "metrics": {"epochs": 14, "validation_ndcg@10": {"neural": 0.1234, "fused": 0.15}, "fusion_curve": [[0, 1]]},
         **fields,
@@ -46,10 +48,27 @@ def test_licences_are_left_to_the_owner_and_the_encoders_is_named(tiny_recipe):
 
 
 def test_without_texts_the_card_promises_nothing_about_texts(tiny_recipe):
-    card = model_card(tiny_recipe, facts(has_encoder=False))
+    card = model_card(tiny_recipe, facts(has_encoder=False, has_content=False))
     assert "- Text encoder: none" in card
-    assert "have no text to go by" in card
+    assert "have no text or attribute to go by: they are ranked as the least popular ones." in card
     assert "holds a copy of" not in card
+
+
+SECOND = "learnt from train events that a second model had not seen. The test split"
+
+
+@pytest.mark.parametrize(("fusion", "said"), [
+    ({"mode": "late"}, "Fusion weights were searched there too. The test split"),
+    ({"mode": "late", "weights": {"neural": 1.0}}, "Fusion weights follow from the recipe. The test split"),
+    ({"mode": "feature"}, "Fusion weights follow from the recipe. The test split"),
+    ({"mode": "cascade"}, "Fusion weights follow from the recipe. The test split"),
+    ({"mode": "gated"}, f"The gates of the fusion {SECOND}"),
+    ({"mode": "learned"}, f"Fusion weights were searched there too. The network that corrects them {SECOND}"),
+])
+def test_where_the_fusion_comes_from_is_said(tiny_recipe, fusion, said):
+    card = model_card(tiny_recipe.model_copy(update={"fusion": FusionConfig(**fusion)}), facts())
+    assert said in card
+    assert (f"`{fusion['mode']}`, weights neural 0.80" in card) == (fusion["mode"] in {"late", "feature", "learned"})
 
 
 def test_a_cold_scale_of_0_is_said(tiny_recipe):

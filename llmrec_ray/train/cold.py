@@ -34,12 +34,15 @@ class ColdStart:
 
     @classmethod
     def of(cls, dataset: Dataset, text_vectors: FloatArray | None) -> ColdStart:
-        """From item texts (text_vectors [N, T] in text space, or None) and attributes."""
+        """From item texts (text_vectors [N, T] in text space, or None) and attributes.
+
+        Without either there is nothing to tell new items by: they are ranked as known ones that nobody took.
+        """
         n_items = len(dataset.items)
         counts = np.bincount(dataset.histories("train").item_rows, minlength=n_items)
         attributes = dataset.item_attributes
         if text_vectors is None and not attributes.width:
-            return cls(counts, _nothing(np.flatnonzero(counts == 0)), _nothing(np.empty(0, np.int64)))
+            return cls(counts, _nothing(), _nothing())
         vectors = np.zeros((n_items, 1), np.float32) if text_vectors is None else text_vectors
         kernel = ItemKernel(vectors, [column.to_list() for column in attributes.iter_columns()])
         return cls(
@@ -49,7 +52,7 @@ class ColdStart:
 
     @property
     def rows(self) -> IntArray:
-        """[C] item rows without a train event."""
+        """[C] item rows without a train event, when there is something to tell them by."""
         return self.propagation.cold
 
     def fill(self, item_vectors: FloatArray, ease: Ease | None) -> tuple[FloatArray, Ease | None]:
@@ -91,5 +94,5 @@ def _rehearsed(counts: IntArray) -> IntArray:
     return np.sort(np.random.default_rng(REHEARSAL_SEED).choice(known, size, replace=False))
 
 
-def _nothing(cold: IntArray) -> Propagation:
-    return Propagation(np.empty(0, np.int64), cold, np.zeros((0, len(cold)), np.float32))
+def _nothing() -> Propagation:
+    return Propagation(np.empty(0, np.int64), np.empty(0, np.int64), np.zeros((0, 0), np.float32))
