@@ -56,6 +56,23 @@ def test_a_column_of_one_number_or_of_none_at_all_can_be_compared():
     assert np.isfinite(kernel.between(np.arange(3), np.arange(3))).all()
 
 
+def test_lists_are_words_whatever_their_order_and_numbers_that_are_none_are_missing():
+    lists = ItemKernel(colours(3)[[0, 0, 0]], [[["Comedy", "War"], ["War", "Comedy"], ["Drama"]]])
+    np.testing.assert_allclose(lists.between(rows(0), rows(1, 2))[0], [1.0, 0.75**2], rtol=1e-6)
+    numbers = ItemKernel(colours(3)[[0, 0, 0]], [[1.0, float("nan"), float("inf")]])
+    np.testing.assert_allclose(numbers.between(rows(0), rows(1, 2))[0], 0.75**2)
+
+
+def test_without_texts_and_attributes_new_items_are_ranked_as_those_nobody_took(tiny_recipe, tmp_path):
+    data = tiny_recipe.data.model_copy(update={"split": "cold_items", "items": None})
+    recipe = tiny_recipe.model_copy(update={"data": data})
+    dataset = Dataset(ingest(recipe, Path(), Workspace(str(tmp_path)), use_ray=False))
+    start = ColdStart.of(dataset, None)
+    assert not len(start.rows) and (start.counts == 0).any()
+    vectors, ease = np.ones((len(dataset.items), 3), np.float32), Ease(10.0)
+    assert start.fill(vectors, ease) == (vectors, ease)
+
+
 def test_a_cold_item_becomes_like_the_known_items_with_its_content():
     counts = np.array([5, 5, 5, 5, 0, 0])
     matrix = np.array([[1.0, 0], [0, 1.0], [1.0, 0], [0, 1.0], [9, 9], [9, 9]], np.float32)

@@ -167,12 +167,19 @@ class _Words:
 
 
 def _attribute(column: Sequence[object]) -> _Attribute:
-    present = [value for value in column if value is not None]
+    known = [None if isinstance(value, float) and not np.isfinite(value) else value for value in column]
+    present = [value for value in known if value is not None]
     if present and all(isinstance(value, int | float) for value in present):
-        return _Numbers(np.array([np.nan if value is None else value for value in column], np.float32))
-    words = [sorted(set(str(value).split())) if value is not None else [] for value in column]
+        return _Numbers(np.array([np.nan if value is None else value for value in known], np.float32))
+    words = [sorted(_words(value)) for value in known]
     names = {word: place for place, word in enumerate(sorted({word for some in words for word in some}))}
     rows = np.repeat(np.arange(len(words)), [len(some) for some in words])
     places = np.array([names[word] for some in words for word in some], np.int64)
     lengths = np.array([max(len(some), 1) for some in words], np.float32)
     return _Words(sparse.csr_matrix((1.0 / np.sqrt(lengths[rows]), (rows, places)), shape=(len(words), len(names))))
+
+
+def _words(value: object) -> set[str]:
+    if value is None:
+        return set()
+    return {str(word) for word in value} if isinstance(value, list) else set(str(value).split())
