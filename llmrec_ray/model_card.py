@@ -104,8 +104,8 @@ def _selection(recipe: Recipe, facts: CardFacts) -> str:
     return (
         "## How it was chosen\n\n"
         f"The epoch with the best validation NDCG@10 is kept. {_fitted(recipe.fusion)} The test split had no say; "
-        "`llmrec evaluate` reads it and logs every look. Which other recipes were tried is not known here: say so beside "
-        "any figure that you publish."
+        "`llmrec evaluate` reads it and logs every look. Which other recipes were tried is not known here: say so "
+        "beside any figure that you publish."
     )
 
 
