@@ -86,7 +86,10 @@ def test_rules_across_fields_name_the_remedy():
      "must be among fusion.signals or retrieval.candidates; add it there, or name another signal"),
     (["fusion.mode=gated", "fusion.signals=[]"],
      "fusion: fusion.signals is empty, so nothing would rank the items: name a signal"),
-    (["data.items=null", "fusion.item_vector=id", "retrieval.candidates={text: 9}"],
+    (["retrieval.candidates={cold: 9}"],
+     "retrieval: candidates names only cold, so nothing would propose items with train events: name another source in "
+     "retrieval.candidates, such as neural"),
+    (["data.items=null", "fusion.item_vector=id", "retrieval.candidates={text: 9, cold: 9}"],
      "recipe: retrieval.candidates names only text, but data.items is not given, so there are no item texts: name "
      "another source, such as neural"),
     (["fusion.item_vector=id", "encoder.tuning=top_layers"],

@@ -9,6 +9,7 @@ from llmrec_ray.types import Histories
 
 USERS, ITEMS = 60, 40
 NOBODY_SAW = Histories.from_lists([[]] * USERS)
+ONLY_NEW = "no source proposes known items as candidates: name at least one, such as neural: 100"
 
 
 def scores_and_targets(seed=0):
@@ -144,7 +145,8 @@ def test_a_policy_survives_json():
     ("fields", "message"),
     [
         ({"weights": {"neural": 0.0}}, "every fusion weight is 0, so nothing would rank items"),
-        ({"candidates": {}}, "no source proposes candidates: name at least one, such as neural: 100"),
+        ({"candidates": {}}, ONLY_NEW),
+        ({"candidates": {"cold": 20}}, ONLY_NEW),
         ({"weights": {"neural": -1.0}}, "greater than or equal to 0"),
         ({"weights": {"neural": float("nan")}}, "finite number"),
         ({"weights": {"magic": 1.0}}, "'neural', 'ncf', 'item_item', 'text' or 'popularity'"),

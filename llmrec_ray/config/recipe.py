@@ -139,7 +139,7 @@ class Recipe(Section):
                 "fusion.signals names only text, but data.items is not given, so there are no item texts: name "
                 "another signal, such as neural"
             )
-        if self.data.items is None and {*self.retrieval.candidates} == {"text"}:
+        if self.data.items is None and {*self.retrieval.candidates} - {"cold"} == {"text"}:
             raise ValueError(
                 "retrieval.candidates names only text, but data.items is not given, so there are no item texts: "
                 "name another source, such as neural"

@@ -18,6 +18,15 @@ class RetrievalConfig(Section):
     }
     """Items per source; a source that is not named is not asked. `cold` proposes items without a train event."""
 
+    @model_validator(mode="after")
+    def _check_known_items(self) -> RetrievalConfig:
+        if {*self.candidates} == {"cold"}:
+            raise ValueError(
+                "candidates names only cold, so nothing would propose items with train events: name another source in "
+                "retrieval.candidates, such as neural"
+            )
+        return self
+
 
 class IndexConfig(Section):
     """Nearest-neighbour structure over item vectors."""

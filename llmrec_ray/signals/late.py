@@ -84,8 +84,8 @@ class FusionPolicy(BaseModel):
         policies = (self.weights, self.query_weights, self.unknown_weights, self.profile_weights)
         if not all(any(weights.values()) for weights in policies):
             raise ValueError("every fusion weight is 0, so nothing would rank items: give a signal a weight")
-        if not self.candidates:
-            raise ValueError("no source proposes candidates: name at least one, such as neural: 100")
+        if not {*self.candidates} - {"cold"}:
+            raise ValueError("no source proposes known items as candidates: name at least one, such as neural: 100")
         return self
 
 
