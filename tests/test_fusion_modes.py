@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -342,14 +343,22 @@ def test_a_bundle_keeps_its_fusion_and_the_pipeline_ranks_by_it(tiny_release, tm
 
 
 def test_nothing_to_learn_from_is_said(tiny_release):
-    bundle = Bundle.open(tiny_release.bundle.uri)
-    held_out = hold_out(Histories.from_lists([[0], [1]], [0, 1]), 5, np.zeros(2, np.int64))
+    bundle, dataset = Bundle.open(tiny_release.bundle.uri), Dataset.open(tiny_release.dataset.uri)
+    first = pl.int_range(pl.len()).over("user_row") == 0
+    dataset.interactions = dataset.interactions.filter(first | (pl.col("split") != "train"))
     with pytest.raises(DataError) as caught:
-        make_lists(bundle.recipe, bundle, held_out, np.ones(40, np.int64), ["neural"])
+        fit_modes(bundle.recipe, dataset, bundle)
     assert str(caught.value) == (
         "The fusion mode learns from the newest train events of everybody, but of 0 such events none was found among "
         "the candidates that are retrieved: raise retrieval.candidates, or set fusion.mode to late."
     )
+
+
+def test_held_out_events_that_no_source_proposes_are_nothing_to_learn_from(tiny_release):
+    bundle = Bundle.open(tiny_release.bundle.uri)
+    held_out = hold_out(Histories.from_lists([[0, 1], [1, 0]], [0, 1]), 5, np.zeros(4, np.int64))
+    with pytest.raises(DataError, match="but of 2 such events none was found among the candidates"):
+        make_lists(bundle.recipe, bundle, held_out, np.isin(np.arange(40), (2, 3)).astype(np.int64), ["neural"])
 
 
 def _train_only(histories):

@@ -89,6 +89,8 @@ def cross_fitted_lists(
     the towers once in this process. Raises DataError when there is nothing to learn from.
     """
     held_out = hold_out(dataset.histories("train"), last, dataset.history_times("train"), recipe.seed)
+    if not len(held_out.targets):
+        raise _nothing_to_learn_from(held_out)
     twin = _twin(recipe, dataset, scorer, held_out)
     counts = np.bincount(held_out.rest.item_rows, minlength=len(dataset.items))
     lists = make_lists(recipe, twin, held_out, counts, signals)
@@ -115,11 +117,7 @@ def make_lists(
         scores = scorer.score_items(histories, rows, users, names=signals)
         parts.append(_Part(histories, rows, users, scores, found[inside].argmax(axis=1)))
     if not sum(len(part.places) for part in parts):
-        raise DataError(
-            f"The fusion mode learns from the newest train events of everybody, but of {len(held_out.targets)} such "
-            "events none was found among the candidates that are retrieved: raise retrieval.candidates, or set "
-            "fusion.mode to late."
-        )
+        raise _nothing_to_learn_from(held_out)
     calibration = _calibrate(scorer, held_out.rest, signals)
     return _joined(parts, calibration, np.log1p(item_counts).astype(np.float32), scorer.item_vectors)
 
@@ -131,6 +129,14 @@ class _Part:
     users: FloatArray
     scores: dict[str, FloatArray]
     places: IntArray
+
+
+def _nothing_to_learn_from(held_out: HeldOut) -> DataError:
+    return DataError(
+        f"The fusion mode learns from the newest train events of everybody, but of {len(held_out.targets)} such events "
+        "none was found among the candidates that are retrieved: raise retrieval.candidates, or set fusion.mode to "
+        "late."
+    )
 
 
 def _twin(recipe: Recipe, dataset: Dataset, scorer: Scorer, held_out: HeldOut) -> Scorer:
