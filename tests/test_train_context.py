@@ -1,5 +1,7 @@
 """Context from a Dataset to a Bundle and on: the encoders are kept, and training that starts from it uses them."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import torch
 
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, RequestLimits
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.model import catalogue_vectors, user_matrix
 from llmrec_ray.model.context import ContextFeatures
+from llmrec_ray.recommend import Request
+from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.train import TrainingInputs
 from llmrec_ray.train.inputs import build_module
 from llmrec_ray.train.loop import train_epochs
@@ -79,6 +83,17 @@ def test_a_bundle_keeps_the_encoders_and_scores_with_features_and_time(bundle, d
     later = histories.select(slice(None))
     later.asked_at[:] += 12 * 3600
     assert np.abs(bundle.user_vectors(later) - users).max() > 0.1
+
+
+def test_a_request_is_asked_at_the_time_when_it_comes_whoever_makes_it(bundle, dataset):
+    resolver = Resolver(
+        dataset, "one", signals=bundle.signal_names, has_encoder=True, limits=RequestLimits()
+    )
+    before = int(time.time())
+    batch = resolver.resolve([Request(user_id=dataset.users.id(0)), Request(history=["i001"])], {})
+    assert all(before <= moment <= time.time() for moment in batch.histories.asked_at.tolist())
+    users = bundle.user_vectors(batch.histories)
+    assert (np.abs(users - bundle.user_vectors(replace(batch.histories, asked_at=None))).max(axis=1) > 0.01).all()
 
 
 def test_training_with_context_resumes_as_if_nothing_had_happened(recipe, dataset, tmp_path):
