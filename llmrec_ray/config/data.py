@@ -71,7 +71,8 @@ class TableConfig(Section):
     template: str
     """Text for the encoder, columns in braces: "{title} ({year}). Genres: {genres}"."""
     attributes: tuple[str, ...] = ()
-    """Columns kept beside the text: those of items for request filters, those of users as facts about them."""
+    """Columns kept beside the text, for `model.context`; those of items also for request filters, and to tell new items
+    by."""
 
 
 class DataConfig(Section):
@@ -84,7 +85,7 @@ class DataConfig(Section):
     items: TableConfig | None = None
     """Item descriptions; without them the text signal is off and items have only their ids."""
     users: TableConfig | None = None
-    """User descriptions (profiles), kept with the Dataset."""
+    """User descriptions (profiles): what people with such a profile like is learnt from them."""
     min_user_interactions: PositiveInt = 5
     """k-core: users with fewer events are dropped (3 is the least that a leave_one_out split can use)."""
     min_item_interactions: PositiveInt = 1

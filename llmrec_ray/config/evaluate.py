@@ -30,7 +30,7 @@ class EvaluateConfig(Section):
     baselines: tuple[BaselineName, ...] = CHEAP_BASELINES
     """Baselines that stand beside the model; `sasrec`, which trains a network of its own, only when named."""
     batch_users: PositiveInt = 256
-    """Users scored at once; bounds a worker's memory to batch_users × items × signals × 4 bytes."""
+    """Users scored at once; bounds a worker's memory, batch_users × items × (4 × signals + 24) bytes of scores."""
     candidates: Literal["all", "sampled"] = "all"
     """`all` ranks each target among all items; `sampled` among a few drawn at random, which is only for comparison with
     figures published so (it may turn round which system is better: Krichene and Rendle 2020)."""
