@@ -38,6 +38,7 @@ from llmrec_ray.model.onnx import AnyEncoder, load_encoder
 from llmrec_ray.model.reranker import LearnedCorrection
 from llmrec_ray.model_card import CardFacts, model_card
 from llmrec_ray.signals import (
+    TEXT_RECENCY,
     Calibration,
     ColdItems,
     Ease,
@@ -68,6 +69,7 @@ class BundleParts:
     text_vectors: [N, T] float32 in text space (centred, unit norm, zero rows for items without text) or None.
     text_center: [T] float32, subtracted from raw encoder output, or None.
     trained_center: [T] float32, the same for the encoder that trained, before it was quantised.
+    text_recency: of the text signal.
     fusion: of a mode that is more than the policy's weights, or None.
     profiles: from what people say about themselves to user vectors, or None.
     context: encoders of the columns that the model reads, or None.
@@ -88,6 +90,7 @@ class BundleParts:
     popularity: Popularity
     calibration: Calibration
     policy: FusionPolicy
+    text_recency: float | None = TEXT_RECENCY
     fusion: Fusion | None = None
     profiles: ProfileMap | None = None
     context: ContextFeatures | None = None
@@ -349,7 +352,11 @@ def _arrays(parts: BundleParts) -> dict[str, NDArray[Any]]:
     if parts.ease is not None:
         arrays |= {f"item_item.{name}": array for name, array in parts.ease.arrays().items()}
     if parts.text_vectors is not None and parts.text_center is not None:
-        arrays |= {"text_vectors": parts.text_vectors, "text_center": parts.text_center}
+        recency = np.nan if parts.text_recency is None else parts.text_recency
+        arrays |= {
+            "text_vectors": parts.text_vectors, "text_center": parts.text_center,
+            "text_recency": np.array([recency], np.float32),
+        }
         if parts.trained_center is not None and not np.array_equal(parts.trained_center, parts.text_center):
             arrays["trained_center"] = parts.trained_center
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -394,7 +401,8 @@ def _load_signals(arrays: Mapping[str, NDArray[Any]], text_vectors: FloatArray |
     if ease := _part(arrays, "item_item."):
         signals["item_item"] = Ease.from_arrays(ease)
     if text_vectors is not None:
-        signals["text"] = TextCosine(text_vectors)
+        recency = float(arrays["text_recency"][0])
+        signals["text"] = TextCosine(text_vectors, None if np.isnan(recency) else recency)
     return signals
 
 

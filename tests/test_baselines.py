@@ -73,6 +73,17 @@ def signal(name, dataset, recipe, text_vectors):
     return fit(name, dataset, recipe, text_vectors)
 
 
+def test_bpr_is_left_out_where_it_would_take_too_long(dataset, text_vectors, monkeypatch, caplog):
+    monkeypatch.setattr("llmrec_ray.evaluate.baselines.MAX_BPR_USERS", 3)
+    monkeypatch.setattr(logging.getLogger("llmrec_ray"), "propagate", True)
+    with caplog.at_level(logging.INFO, "llmrec_ray"):
+        assert usable_baselines(["bpr", "ease"], dataset, text_vectors) == ["ease"]
+    assert caplog.messages == [
+        f"There are {len(dataset.users)} users, over 3, so the baseline bpr is left out: its time grows with their "
+        "square."
+    ]
+
+
 def test_a_baseline_does_not_read_the_test_split_and_is_the_same_again(name, signal, dataset, recipe, text_vectors):
     again = fit(name, shuffled_after_train(dataset), recipe, text_vectors)
     train = dataset.histories("train")

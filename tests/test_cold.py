@@ -266,3 +266,10 @@ def test_short_histories_are_read_with_weights_of_their_own(cold):
         known = [item for item in response.items if item.item_id not in cold_ids(dataset)]
         assert {name for item in known for name, share in (item.shares or {}).items() if share} <= used
         assert any((item.shares or {})["text"] for item in known)
+
+
+def test_a_bundle_keeps_how_fast_its_text_signal_forgets(cold, tiny_recipe, tmp_path, monkeypatch):
+    dataset, _ = cold
+    monkeypatch.setattr("tests.tiny_release.TEXT_RECENCY", 7.0)
+    bundle = Bundle(write_tiny_bundle(tiny_recipe, dataset, str(tmp_path)))
+    assert bundle.signals["text"].recency == 7.0

@@ -199,3 +199,12 @@ def test_fusing_texts_alone_without_item_texts_is_refused_before_training():
         "fusion.signals names only text, but data.items is not given, so there are no item texts: name another "
         "signal, such as neural"
     ) in refusal(*overrides)
+
+
+def test_sampled_candidates_are_refused_where_every_held_out_item_is_ranked():
+    with pytest.raises(ConfigError) as refused:
+        load_recipe("movielens-100k", overrides=["data.split=cold_items", "evaluate.candidates=sampled"])
+    assert (
+        "evaluate.candidates sampled is for splits with one target per user, but data.split cold_items ranks every "
+        "held-out item: set evaluate.candidates to all"
+    ) in str(refused.value)

@@ -321,11 +321,32 @@ def test_an_item_without_text_is_kept_and_counted(tmp_path):
     (tmp_path / "products.csv").write_text("\n".join(lines))
     dataset = made(tmp_path)
     metrics = dataset.artifact.manifest.metrics
-    assert (metrics["items_without_text"], metrics["items_without_events"], metrics["items"]) == (2, 1, 12)
+    assert (metrics["items_without_text"], metrics["items_without_events"], metrics["items"]) == (2, 1, 13)
     for sku in ("sku-3", "sku-5"):
         row = dataset.items.row(sku)
         assert (dataset.item_texts[row], dataset.item_titles[row]) == ("", sku)
         assert dataset.item_attributes["price"][row] is None
+
+
+def test_an_item_that_the_log_never_mentions_follows_those_with_events(tmp_path):
+    write_shop(tmp_path)
+    with (tmp_path / "products.csv").open("a") as file:
+        file.write("\na-new-one,Sofa,9\n")
+    dataset = made(tmp_path)
+    row = len(dataset.items) - 1
+    assert (dataset.items.id(row), dataset.item_titles[row]) == ("a-new-one", "Sofa")
+    assert row not in dataset.interactions["item_row"]
+    without = made(tmp_path, shop_recipe(new_items=False))
+    assert "a-new-one" not in without.items
+    assert list(dataset.items)[:-1] == list(without.items)
+
+
+def test_an_item_that_a_filter_dropped_does_not_come_back_as_a_new_one(tmp_path):
+    write_shop(tmp_path)
+    counts = made(tmp_path).interactions["item_row"].value_counts()["count"]
+    dataset = made(tmp_path, shop_recipe(min_item_interactions=int(counts.min()) + 1, min_user_interactions=3))
+    assert 0 < len(dataset.items) < len(counts)
+    assert set(range(len(dataset.items))) == set(dataset.interactions["item_row"])
 
 
 def test_of_two_descriptions_of_one_item_the_last_counts(tmp_path):

@@ -15,6 +15,7 @@ from llmrec_ray.model import FusionRecommender, catalogue_vectors, user_matrix
 from llmrec_ray.model.onnx import load_encoder
 from llmrec_ray.release import Release, publish
 from llmrec_ray.signals import (
+    TEXT_RECENCY,
     Calibration,
     Ease,
     FusionPolicy,
@@ -68,7 +69,7 @@ def write_tiny_bundle(
             candidates=recipe.retrieval.candidates, cold_weights=recipe.fusion.cold_weights,
             cold_scale=recipe.fusion.cold_scale,
         ),
-        cold_rows=cold.rows, cold_calibration=cold_calibration,
+        cold_rows=cold.rows, cold_calibration=cold_calibration, text_recency=TEXT_RECENCY,
         profiles=None if profiles is None else ProfileMap.fit(
             encoder.encode(profiles, as_query=True), user_matrix(model, catalogue, train)[:, :-1], ridge=0.1
         ),

@@ -84,6 +84,8 @@ class DataConfig(Section):
     """The behaviour log."""
     items: TableConfig | None = None
     """Item descriptions; without them the text signal is off and items have only their ids."""
+    new_items: bool = True
+    """Keep items of `data.items` that the log never mentions: they can be recommended by what their texts say."""
     users: TableConfig | None = None
     """User descriptions (profiles): what people with such a profile like is learnt from them."""
     min_user_interactions: PositiveInt = 5

@@ -35,7 +35,7 @@ class EvaluateConfig(Section):
     """`all` ranks each target among all items; `sampled` among a few drawn at random, which is only for comparison with
     figures published so (it may turn round which system is better: Krichene and Rendle 2020)."""
     sampled_negatives: PositiveInt = SAMPLED_NEGATIVES
-    """Items drawn per user with `candidates: sampled`, among those that the user never met."""
+    """Items drawn per user with `candidates: sampled`, the same for every seed, among those that the user never met."""
     num_workers: PositiveInt = 1
     """Ray actors that rank blocks of users; 1 ranks in this process. The figures are the same."""
 

@@ -67,6 +67,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_sampled_candidates(self) -> Recipe:
+        if self.data.split == "cold_items" and self.evaluate.candidates == "sampled":
+            raise ValueError(
+                "evaluate.candidates sampled is for splits with one target per user, but data.split cold_items ranks "
+                "every held-out item: set evaluate.candidates to all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_values(self) -> Recipe:
         if self.train.positive_value is not None and self.data.interactions.columns.value is None:
             raise ValueError(

@@ -127,7 +127,8 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
     law = _row_law(parsed, filtered)
     _check_anything_left(law)
     users = Vocabulary(filtered.events[Columns.USER_ID].unique().sort())
-    items = Vocabulary(filtered.events[Columns.ITEM_ID].unique().sort())
+    found, new = filtered.events[Columns.ITEM_ID].unique().sort(), _new_items(parsed, data)
+    items = Vocabulary([*found, *new])
     user_descriptions = describe(users, Columns.USER_ROW, data.users, _good(parsed, "users"))
     item_descriptions = describe(items, Columns.ITEM_ROW, data.items, _good(parsed, "items"))
     metrics = law | {
@@ -136,7 +137,7 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
         "users_without_text": user_descriptions.without_text,
         "items_without_text": item_descriptions.without_text,
         "users_without_events": user_descriptions.unused,
-        "items_without_events": item_descriptions.unused,
+        "items_without_events": len(new) + item_descriptions.unused,
         "table_rows_quarantined": sum(len(f.quarantine) for f in parsed) - law["rows_quarantined"],
     }
     return _Tables(
@@ -145,6 +146,18 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
         quarantine=pl.concat(file.quarantine for file in parsed).rechunk(),
         metrics=metrics,
     )
+
+
+def _new_items(parsed: Sequence[ParsedFile], data: DataConfig) -> list[str]:
+    """Ids of the item table that the log never mentions, sorted; they follow those with events.
+
+    None when log and table have nothing in common, which is refused when the items are described.
+    """
+    if data.items is None or not data.new_items:
+        return []
+    table, log = _good(parsed, "items")[data.items.id].unique(), _good(parsed, "interactions")[Columns.ITEM_ID].unique()
+    known = table.is_in(log.implode())
+    return table.filter(~known).sort().to_list() if known.any() else []
 
 
 def _good(parsed: Sequence[ParsedFile], table: TableName) -> pl.DataFrame:

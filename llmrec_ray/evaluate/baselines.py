@@ -12,6 +12,7 @@ from llmrec_ray.config import BaselineName, Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.evaluate.sasrec import fit_sasrec
 from llmrec_ray.signals import (
+    TEXT_RECENCY,
     Bpr,
     Ease,
     Ials,
@@ -31,15 +32,20 @@ logger = logging.getLogger(__name__)
 
 EASE_L2 = 100.0
 RECENCY = 10.0
-TEXT_RECENCY = 3.0
 TFIDF_RECENCY = 5.0
+MAX_BPR_USERS = 20_000
 
 
 def usable_baselines(
     names: Sequence[BaselineName], dataset: Dataset, text_vectors: FloatArray | None
 ) -> list[BaselineName]:
-    """Those of the names for which the Dataset has what they read: `tfidf` needs texts, `text` their vectors."""
+    """Those of the names for which the Dataset has what they read: `tfidf` needs texts, `text` their vectors; `bpr` is
+    for at most MAX_BPR_USERS users."""
     has_texts = any(dataset.item_texts)
+    if "bpr" in names and len(dataset.users) > MAX_BPR_USERS:
+        logger.info("There are %d users, over %d, so the baseline bpr is left out: its time grows with their square.",
+                    len(dataset.users), MAX_BPR_USERS)
+        names = [name for name in names if name != "bpr"]
     missing = [name for name, there in (("tfidf", has_texts), ("text", text_vectors is not None)) if not there]
     if left_out := [name for name in names if name in missing]:
         named = f"baseline {left_out[0]} is" if len(left_out) == 1 else f"baselines {' and '.join(left_out)} are"

@@ -89,10 +89,10 @@ def _rank(recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline) 
     if {"ease", "ease_recency"} & set(names):
         Ease.check_size(len(dataset.items))
     negatives = settings.sampled_negatives if settings.candidates == "sampled" else None
-    task = Task.of(dataset, negatives=negatives, seed=recipe.seed)
+    task = Task.of(dataset, negatives=negatives)
     if not len(task):
         raise DataError(f"No user of {dataset.uri} has a test event, so there is nothing to rank: ingest longer logs.")
-    found = _Found(Protocol(dataset.split_settings, negatives, recipe.seed), task, ColdTask.of(dataset))
+    found = _Found(Protocol(dataset.split_settings, negatives), task, ColdTask.of(dataset))
     with (
         pool(_opener(settings, dataset, bundle, pipeline), settings.num_workers) as workers,
         tqdm(total=_work(found, len(names)), desc="evaluate", unit="user", disable=None) as bar,

@@ -17,11 +17,12 @@ from llmrec_ray.signals.modes import CascadeFusion, CorrectedFusion, Correction,
 from llmrec_ray.signals.popularity import Popularity
 from llmrec_ray.signals.profiles import MIN_PROFILES, ProfileMap
 from llmrec_ray.signals.recent_popularity import RecentPopularity
-from llmrec_ray.signals.text import TextCosine, center, to_text_space
+from llmrec_ray.signals.text import TEXT_RECENCY, TextCosine, center, to_text_space
 from llmrec_ray.signals.tfidf import TfidfContent
 
 __all__ = [
     "MIN_PROFILES",
+    "TEXT_RECENCY",
     "Bpr",
     "Calibration",
     "CandidateLists",

@@ -13,7 +13,10 @@ import numpy as np
 from llmrec_ray.signals.base import blank_without_history, history_matrix
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["TextCosine", "center", "to_text_space"]
+__all__ = ["TEXT_RECENCY", "TextCosine", "center", "to_text_space"]
+
+TEXT_RECENCY = 3.0
+"""The text forgets faster than co-occurrence does (MovieLens-100K, six held-out events per person)."""
 
 
 def center(vectors: FloatArray) -> FloatArray:
@@ -35,7 +38,7 @@ class TextCosine:
 
     name: ClassVar[str] = "text"
 
-    def __init__(self, text_vectors: FloatArray, recency: float | None = 3.0) -> None:
+    def __init__(self, text_vectors: FloatArray, recency: float | None = TEXT_RECENCY) -> None:
         self.text_vectors = text_vectors
         self.recency = recency
 

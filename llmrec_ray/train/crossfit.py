@@ -160,7 +160,7 @@ def _twin(recipe: Recipe, dataset: Dataset, scorer: Scorer, held_out: HeldOut) -
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe for towers over fixed text vectors, trained by one process."""
     train = {"num_workers": 1, "min_workers": None, "sharding": "none", "offload": "none", "compile": False,
-             "checkpoint_steps": None, "warm_start": None}
+             "checkpoint_steps": None, "warm_start": None, "use_gpu": False, "precision": "fp32"}
     return recipe.model_copy(update={
         "encoder": recipe.encoder.model_copy(update={"tuning": "frozen"}),
         "train": recipe.train.model_copy(update=train),
