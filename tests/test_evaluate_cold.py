@@ -89,8 +89,10 @@ def test_chance_is_what_random_ranks_reach():
     generator = np.random.default_rng(0)
     drawn = np.concatenate([generator.integers(1, n_candidates + 1) for _ in range(5000)]).astype(np.float64)
     expected = chance(n_candidates, [5, 10])
-    for name, value in cold_figures(drawn, [5, 10]).items():
-        assert expected[name] == pytest.approx(value, abs=0.01)
+    found = cold_figures(drawn, [5, 10])
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.01)
+        assert found[f"{name}_low"] < value < found[f"{name}_high"]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,11 @@ def test_cold_figures_stand_with_and_without_scale_and_beside_the_warm_ranking(e
     alone = {f"signal:{name}" for name in ("neural", "item_item", "text")}
     alone |= {f"baseline:{name}" for name in ("popularity", "tfidf", "ease")} | {"chance"}
     assert evaluation.cold.keys() == fused | {f"cold_only:{name}" for name in alone}
-    assert all(set(each) == {"hr@2", "ndcg@2", "hr@10", "ndcg@10"} for each in evaluation.cold.values())
+    metrics = {"hr@2", "ndcg@2", "hr@10", "ndcg@10"}
+    for name, figures in evaluation.cold.items():
+        with_interval = set() if name == "cold_only:chance" else {f"{m}_{end}" for m in metrics for end in ("low", "high")}
+        assert set(figures) == metrics | with_interval
+        assert all(figures[name.replace("_low", "")] >= figures[name] for name in with_interval if name.endswith("_low"))
     assert evaluation.cold["warm"]["ndcg@10"] == evaluation.model["ndcg@10"]
 
 
@@ -162,7 +168,7 @@ def test_what_an_item_says_of_itself_finds_who_likes_its_colour(evaluation):
 def test_without_scale_the_cold_items_are_all_tied(parts, evaluation):
     task = ColdTask.of(parts[0])
     middle = (task.n_candidates + 1) / 2
-    assert evaluation.cold["cold_only_scale_off"] == cold_figures(middle, [2, 10])
+    assert evaluation.cold["cold_only_scale_off"] == cold_figures(middle, [2, 10], task.users)
 
 
 def test_the_table_and_the_artifact_hold_the_pairs(parts, evaluation):

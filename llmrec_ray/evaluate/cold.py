@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from llmrec_ray.data import Dataset
 from llmrec_ray.evaluate.protocol import group_by_user, held_out_items
 from llmrec_ray.evaluate.systems import Ranked
-from llmrec_ray.metrics import hit_rate, ndcg
+from llmrec_ray.metrics import bootstrap, ndcg_gains
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["ColdSystem", "ColdTask", "chance", "cold_figures"]
@@ -113,9 +113,17 @@ class ColdSystem:
         }
 
 
-def cold_figures(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
-    """`hr@k` and `ndcg@k`, means over pairs."""
-    return {f"{name}@{k}": figure(ranks, k) for k in ks for name, figure in (("hr", hit_rate), ("ndcg", ndcg))}
+def cold_figures(ranks: Ranks, ks: Sequence[int], users: IntArray | None = None) -> dict[str, float]:
+    """`hr@k` and `ndcg@k`, means over pairs, each with `_low` and `_high`: 95 % of a bootstrap over users.
+
+    users: whose each rank [P] is, when somebody has several.
+    """
+    gains = {f"hr@{k}": (ranks <= k).astype(np.float64) for k in ks} | {f"ndcg@{k}": ndcg_gains(ranks, k) for k in ks}
+    figures: dict[str, float] = {}
+    for name, values in gains.items():
+        spread = bootstrap(values, users)
+        figures |= {name: spread.mean, f"{name}_low": spread.low, f"{name}_high": spread.high}
+    return figures
 
 
 def chance(n_candidates: IntArray, ks: Sequence[int]) -> dict[str, float]:

@@ -176,7 +176,8 @@ class _View:
 
     @property
     def cold_metrics(self) -> list[str]:
-        return list(dict.fromkeys(name for figures in self.evaluation.cold.values() for name in figures))
+        names = dict.fromkeys(name for figures in self.evaluation.cold.values() for name in figures)
+        return [name for name in names if not name.endswith(("_low", "_high"))]
 
     @property
     def cold_groups(self) -> list[tuple[str, list[tuple[str, str, dict[str, float]]]]]:

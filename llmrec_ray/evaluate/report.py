@@ -109,10 +109,16 @@ class Evaluation(BaseModel):
         columns = [f"ndcg@{self.main_k}", f"hr@{self.main_k}"]
         width = max(map(len, self.cold))
         heading = f"{f'at {self.main_k}':<{width}}" + "".join(f"{title:>{COLUMN_WIDTH}}" for title in ("NDCG", "HR"))
+        heading += "   HR (95 %)"
         return ["", "Items without a train event, beside the warm ranking by the same weights:", heading, *(
             f"{name:<{width}}" + "".join(f"{figures[column]:>{COLUMN_WIDTH}.4f}" for column in columns)
+            + _interval(figures, columns[1])
             for name, figures in self.cold.items()
         )]
+
+
+def _interval(figures: Mapping[str, float], name: str) -> str:
+    return f"   {figures[f'{name}_low']:.4f} to {figures[f'{name}_high']:.4f}" if f"{name}_low" in figures else ""
 
 
 def _row(name: str, metrics: Mapping[str, float], columns: Iterable[str]) -> str:

@@ -185,8 +185,9 @@ def _cold(found: _Found, ks: Sequence[int]) -> dict[str, dict[str, float]]:
     """Figures of held-out items, and of the warm ranking by the same weights; nothing without held-out items."""
     if not found.cold:
         return {}
-    fused = {name: cold_figures(ranks, ks) for name, ranks in found.cold.items() if ":" not in name}
-    alone = {f"cold_only:{name}": cold_figures(ranks, ks) for name, ranks in found.cold.items() if ":" in name}
+    users = found.cold_task.users
+    fused = {name: cold_figures(ranks, ks, users) for name, ranks in found.cold.items() if ":" not in name}
+    alone = {f"cold_only:{name}": cold_figures(ranks, ks, users) for name, ranks in found.cold.items() if ":" in name}
     warm = {
         name: cold_figures(found.rankings[system].ranks, ks)
         for name, system in (("warm", "model"), ("warm_scale_off", SCALE_OFF))
