@@ -152,9 +152,8 @@ def test_cold_figures_stand_with_and_without_scale_and_beside_the_warm_ranking(e
     assert evaluation.cold.keys() == fused | {f"cold_only:{name}" for name in alone}
     metrics = {"hr@2", "ndcg@2", "hr@10", "ndcg@10"}
     for name, figures in evaluation.cold.items():
-        with_interval = set() if name == "cold_only:chance" else {f"{m}_{end}" for m in metrics for end in ("low", "high")}
-        assert set(figures) == metrics | with_interval
-        assert all(figures[name.replace("_low", "")] >= figures[name] for name in with_interval if name.endswith("_low"))
+        intervals = {f"{metric}_{end}" for metric in metrics for end in ("low", "high")}
+        assert set(figures) == metrics | (set() if name == "cold_only:chance" else intervals)
     assert evaluation.cold["warm"]["ndcg@10"] == evaluation.model["ndcg@10"]
 
 
