@@ -134,17 +134,19 @@ def _prepare(recipe: Recipe) -> None:
 
 
 def _warm_parts(recipe: Recipe, effort: Effort) -> Iterable[Part]:
-    yield Part("baselines", recipe, baselines_part(UNSEEDED))
+    late = override_recipe(recipe, ["fusion.mode=late"])
+    yield Part("baselines", late, baselines_part(UNSEEDED))
     for seed in effort.seeds:
-        seeded = recipe.model_copy(update={"seed": seed})
-        yield Part(f"model-{seed}", seeded, model_part("decayed_means"))
+        yield Part(f"model-{seed}", recipe.model_copy(update={"seed": seed}), model_part("decayed_means"))
+        seeded = late.model_copy(update={"seed": seed})
         yield Part(f"transformer-{seed}", seeded, model_part("transformer"))
         yield Part(f"baselines-{seed}", seeded, baselines_part(SEEDED))
 
 
 def _cold_parts(recipe: Recipe, effort: Effort) -> Iterable[Part]:
+    """With late fusion: no mode touches cold items, which have weights of their own."""
     for fold in effort.folds:
-        overrides = ["data.split=cold_items", f"data.cold_fold={fold}"]
+        overrides = ["data.split=cold_items", f"data.cold_fold={fold}", "fusion.mode=late"]
         yield Part(f"cold-{fold}", override_recipe(recipe, overrides), cold_part)
 
 

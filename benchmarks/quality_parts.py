@@ -7,6 +7,7 @@ computed, not when it is read again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -35,7 +36,7 @@ from llmrec_ray.recommend import Pipeline
 from llmrec_ray.recommend.batch import RequestBatch
 from llmrec_ray.signals import Fusion, Given
 from llmrec_ray.train import TextSpace
-from llmrec_ray.train.fusing import fit_modes
+from llmrec_ray.train.fusing import FittedMode, fit_modes
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["SEEDED", "UNSEEDED", "Part", "Parts", "Split", "baselines_part", "cold_part", "figures", "model_part"]
@@ -105,23 +106,28 @@ class Parts:
 def model_part(tower: Tower) -> Callable[[Recipe, Sequence[Split]], dict[str, Any]]:
     """One training of the recipe's model with this user tower, then what it serves: the pipeline and every signal.
 
-    With the recipe's own tower also every fusion mode: `late` is without the reranker, `learned` with it.
+    With the recipe's own tower also every fusion mode: `late` is without the reranker, `learned` with it. Modes need
+    the same towers, so these are trained once, with late fusion, and the pipeline is given the recipe's mode. Another
+    tower is served with late fusion.
     """
 
     def compute(recipe: Recipe, splits: Sequence[Split]) -> dict[str, Any]:
         dataset = stages.open_dataset(recipe)
-        trained = recipe if tower == "decayed_means" else override_recipe(recipe, [f"model.user_tower={tower}"])
-        bundle, pipeline = _train(trained, dataset.uri)
+        tower_alone = [] if tower == "decayed_means" else [f"model.user_tower={tower}"]
+        bundle, pipeline = _train(override_recipe(recipe, ["fusion.mode=late", *tower_alone]), dataset.uri)
         fitted = fit_modes(recipe, dataset, bundle) if tower == "decayed_means" else {}
-        systems: dict[str, System] = {"default": _served("default", pipeline)}
+        served = _with_mode(recipe.fusion.mode, fitted, dataset, bundle, pipeline)
+        systems: dict[str, System] = {"default": _served("default", served)}
         systems |= {mode: _FusedLists(mode, pipeline, bundle, each.fusion) for mode, each in fitted.items()}
         systems |= _signals(bundle, bundle.signal_names if tower == "decayed_means" else LEARNT)
         rows = _measured(systems, dataset, splits)
         seconds = bundle.artifact.manifest.metrics["train_seconds"]
         for name, row in rows.items():
-            row["train_s"] = seconds + (fitted[name].seconds if name in fitted else 0.0)
-        prefix = "" if tower == "decayed_means" else f"{tower} "
-        named = {f"{prefix}{name}": row for name, row in rows.items()}
+            mode = recipe.fusion.mode if name == "default" else name
+            row["train_s"] = seconds + (fitted[mode].seconds if mode in fitted else 0.0)
+        named = rows if tower == "decayed_means" else {
+            f"{tower} {name.replace('default', 'late')}": row for name, row in rows.items()
+        }
         return {"rows": named, "protocol": "P", **_origin(dataset, bundle.artifact)}
 
     return compute
@@ -181,6 +187,17 @@ def _train(recipe: Recipe, dataset_uri: str) -> tuple[Bundle, Pipeline]:
     bundle = Bundle.open(memo.read_text(encoding="utf-8"), verify=False)
     index = Index.load(stages.index_stage(recipe, bundle.uri).uri)
     return bundle, Pipeline(Dataset.open(dataset_uri, verify=False), bundle, index)
+
+
+def _with_mode(
+    mode: str, fitted: Mapping[Any, FittedMode], dataset: Dataset, bundle: Bundle, pipeline: Pipeline
+) -> Pipeline:
+    """The pipeline of the same Bundle under another fusion mode, as if it had been trained with that."""
+    if mode in {"late", "feature"} or mode not in fitted:
+        return pipeline
+    changed = copy.copy(bundle)
+    changed.fusion = fitted[mode].fusion
+    return Pipeline(dataset, changed, Index.load(pipeline.index_uri, verify=False))
 
 
 def _stamp(recipe: Recipe, *others: str) -> str:
