@@ -75,7 +75,7 @@ def test_rules_across_fields_name_the_remedy():
     (["fusion.weights={neural: 1}", "fusion.mode=gated"],
      "fusion: fusion.weights has no effect with fusion.mode gated: set mode to late, or leave it out"),
     (["fusion.cascade.keep=50"],
-     "fusion: fusion.cascade has no effect with fusion.mode late: set mode to cascade, or leave it out"),
+     "fusion: fusion.cascade has no effect with fusion.mode learned: set mode to cascade, or leave it out"),
     (["fusion.mode=cascade", "fusion.cascade={first: neural, then: neural}"],
      "fusion.cascade: first and then are both neural, so nothing is narrowed: name two signals"),
     (["fusion.mode=cascade", "fusion.cascade={keep: 10}"],
