@@ -57,10 +57,13 @@ def fit_fusion(
     Fitting `gated` or `learned` takes about as long as training the towers by one process. Raises DataError when there
     is nothing to learn from.
     """
-    fitting = _Fitting(recipe, dataset, scorer, calibration, policy)
-    fitted = fitting.fit(recipe.fusion.mode)
-    for name, value in fitted.measured.items():
-        logger.info("%s fusion: %s %.4f", recipe.fusion.mode, name, value)
+    mode = recipe.fusion.mode
+    if mode in {"gated", "learned"}:
+        logger.info("%s fusion: training a second model without each person's newest %d train events", mode, HELD_OUT)
+    fitted = _Fitting(recipe, dataset, scorer, calibration, policy).fit(mode)
+    if fitted.measured:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.measured.items())
+        logger.info("%s fusion, fitted on these events in %.1f s: %s", mode, fitted.seconds, figures)
     return fitted.fusion
 
 
