@@ -7,8 +7,9 @@ do not grow with the users, so memory is bounded:
     a worker    the artifacts, batch_users x items x (4 x signals + 24) bytes, 8 bytes x items x systems x cut-offs, and
                 50,000 text vectors where items are held out
 
-Blocks are the same whatever the number of workers, so the figures are too, bit by bit. Other batch_users change scores
-by rounding, which can only part items that are equal but for it. Systems and tasks are known by their methods only.
+Blocks are the same whatever the number of workers, and each is ranked by one thread, since two round otherwise than
+one; so the figures are the same too, bit by bit. Other batch_users change scores by rounding, which can only part items
+that are equal but for it. Systems and tasks are known by their methods only.
 """
 
 from __future__ import annotations
@@ -105,6 +106,20 @@ def pool(open_worker: Callable[[], Worker], num_workers: int) -> Iterator[Pool]:
         actors.stop()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _Here:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -113,10 +128,11 @@ class _Here:
         self, system: str | Ranker, task: Block, batch_users: int, advance: Callable[[int], object]
     ) -> dict[str, Ranking]:
         done = []
-        for start, stop in _blocks(len(task), batch_users):
-            done.append(self._worker.rank(system, task, start, stop))
-            advance(stop - start)
-        return _joined(done, [self._worker.take_sums()])
+        with _one_thread():
+            for start, stop in _blocks(len(task), batch_users):
+                done.append(self._worker.rank(system, task, start, stop))
+                advance(stop - start)
+            return _joined(done, [self._worker.take_sums()])
 
 
 class _OnRay:
@@ -171,10 +187,12 @@ class _Remote:
         self._opened: Worker | None = None
 
     def rank(self, system: str | Ranker, task: Block, start: int, stop: int) -> dict[str, Ranks]:
-        return self._worker.rank(system, task, start, stop)
+        with _one_thread():
+            return self._worker.rank(system, task, start, stop)
 
     def take_sums(self) -> dict[str, dict[int, ListSums]]:
-        return self._worker.take_sums()
+        with _one_thread():
+            return self._worker.take_sums()
 
     @property
     def _worker(self) -> Worker:
