@@ -12,7 +12,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +28,10 @@ from llmrec_ray.data import Dataset
 from llmrec_ray.evaluate import fit_baseline
 from llmrec_ray.evaluate.cold import ColdSystem, ColdTask, chance, cold_figures
 from llmrec_ray.evaluate.protocol import Task
-from llmrec_ray.evaluate.systems import Ranked, RawScores, Served, System, of_signal
+from llmrec_ray.evaluate.systems import RawScores, Served, System, of_signal
 from llmrec_ray.index import Index
 from llmrec_ray.metrics import hit_rate, ndcg
-from llmrec_ray.ranking import list_ranks, top_k
 from llmrec_ray.recommend import Pipeline
-from llmrec_ray.recommend.batch import RequestBatch
-from llmrec_ray.signals import Fusion, Given
 from llmrec_ray.train import TextSpace
 from llmrec_ray.train.fusing import FittedMode, fit_modes
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -118,7 +115,8 @@ def model_part(tower: Tower) -> Callable[[Recipe, Sequence[Split]], dict[str, An
         fitted = fit_modes(recipe, dataset, bundle) if tower == "decayed_means" else {}
         served = _with_mode(recipe.fusion.mode, fitted, dataset, bundle, pipeline)
         systems: dict[str, System] = {"default": _served("default", served)}
-        systems |= {mode: _FusedLists(mode, pipeline, bundle, each.fusion) for mode, each in fitted.items()}
+        for mode in fitted:
+            systems[mode] = _served(mode, _with_mode(mode, fitted, dataset, bundle, pipeline))
         systems |= _signals(bundle, bundle.signal_names if tower == "decayed_means" else LEARNT)
         rows = _measured(systems, dataset, splits)
         seconds = bundle.artifact.manifest.metrics["train_seconds"]
@@ -193,7 +191,7 @@ def _with_mode(
     mode: str, fitted: Mapping[Any, FittedMode], dataset: Dataset, bundle: Bundle, pipeline: Pipeline
 ) -> Pipeline:
     """The pipeline of the same Bundle under another fusion mode, as if it had been trained with that."""
-    if mode in {"late", "feature"} or mode not in fitted:
+    if mode == "late" or mode not in fitted:
         return pipeline
     changed = copy.copy(bundle)
     changed.fusion = fitted[mode].fusion
@@ -206,28 +204,6 @@ def _stamp(recipe: Recipe, *others: str) -> str:
 
 def _served(name: str, pipeline: Pipeline) -> Served:
     return Served(name, pipeline.recommend_rows, _NoSampling(), pipeline.list_length(K))
-
-
-@dataclass(frozen=True)
-class _FusedLists:
-    """The pipeline's candidates, put in order by one fusion mode."""
-
-    name: str
-    pipeline: Pipeline
-    bundle: Bundle
-    fusion: Fusion
-
-    def rank(self, task: Task) -> Iterator[tuple[str, Ranked]]:
-        """One ranking."""
-        depth = self.pipeline.list_length(K)
-        batch = RequestBatch.of_histories(UNPUBLISHED, task.histories, depth)
-        retrieved = self.pipeline.retriever.retrieve(batch, None)
-        rows = retrieved.candidates.item_rows
-        raw = self.bundle.score_items(task.histories, rows, retrieved.users, None, self.fusion.signals)
-        total, _ = self.fusion.fuse(raw, Given(task.histories, rows, retrieved.users))
-        places, _ = top_k(np.where(rows >= 0, total, -np.inf).astype(np.float32), depth)
-        lists = np.where(places >= 0, np.take_along_axis(rows, np.maximum(places, 0), axis=1), -1)
-        yield self.name, Ranked(list_ranks(lists, task.targets, task.n_candidates), lists)
 
 
 class _NoSampling:
