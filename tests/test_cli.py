@@ -123,6 +123,9 @@ def test_recommend_shows_titles_and_shares_and_needs_something_to_go_by(capsys, 
     status, shown = failure(capsys, *common, "--user", "u000", "-k", "2")
     assert status == 0
     assert re.search(r"thing \d+ \(i\d{3}\)  -?\d\.\d\d = .*item_item [+-]\d", shown)
+    assert "left out of the history" not in shown
+    _, shown = failure(capsys, *common, "--history", "i001", "none", "nil")
+    assert "Not in the catalogue, so left out of the history: none, nil" in shown
     status, message = failure(capsys, *common)
     assert (status, message) == (
         1,

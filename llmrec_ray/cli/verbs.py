@@ -92,6 +92,8 @@ def _recommend(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> Non
     for item in response.items:
         shares = ", ".join(f"{name} {share:+.2f}" for name, share in (item.shares or {}).items() if share)
         logger.info("%s (%s)  %.2f = %s", item.title, item.item_id, item.score, shares)
+    if response.ignored_items:
+        logger.info("Not in the catalogue, so left out of the history: %s", ", ".join(response.ignored_items))
     for note in response.notes:
         logger.info("%s", note)
     emit(response.model_dump(mode="json"))
