@@ -50,6 +50,12 @@ class ColdStart:
             Propagation.fit(kernel, counts, _rehearsed(counts)),
         )
 
+    @classmethod
+    def none(cls, dataset: Dataset) -> ColdStart:
+        """Nothing is carried over: the learned model alone ranks items without a train event too, by their texts."""
+        counts = np.bincount(dataset.histories("train").item_rows, minlength=len(dataset.items))
+        return cls(counts, _nothing(), _nothing())
+
     @property
     def rows(self) -> IntArray:
         """[C] item rows without a train event, when there is something to tell them by."""

@@ -141,7 +141,7 @@ def _assemble(
     vectors = _vectors(text)
     ease, popularity = signals.get("item_item"), signals["popularity"]
     assert isinstance(ease, Ease | None) and isinstance(popularity, Popularity)
-    cold = ColdStart.of(dataset, vectors)
+    cold = ColdStart.none(dataset) if recipe.fusion.mode == "feature" else ColdStart.of(dataset, vectors)
     learned = catalogue_vectors(model, vectors)
     item_vectors, item_item = cold.fill(learned, ease)
     filled = signals if item_item is None else signals | {"item_item": item_item}
