@@ -74,6 +74,15 @@ def test_rules_across_fields_name_the_remedy():
      "fusion: fusion.weights has no effect with fusion.mode cascade: set mode to late, or leave it out"),
     (["fusion.weights={neural: 1}", "fusion.mode=gated"],
      "fusion: fusion.weights has no effect with fusion.mode gated: set mode to late, or leave it out"),
+    (["fusion.mode=feature", "fusion.newcomer_events=3"],
+     "fusion: fusion.newcomer_events has no effect with fusion.mode feature, since no weights are searched: leave it "
+     "out"),
+    (["fusion.weights={neural: 1}", "fusion.newcomer_events=3"],
+     "fusion: fusion.newcomer_events has no effect with fixed fusion.weights, since no weights are searched: leave it "
+     "out"),
+    (["fusion.mode=feature", "fusion.cold_scale=1"],
+     "fusion: fusion.cold_scale has no effect with fusion.mode feature, which carries nothing over to new items: set "
+     "mode to late, or leave it out"),
     (["fusion.cascade.keep=50"],
      "fusion: fusion.cascade has no effect with fusion.mode learned: set mode to cascade, or leave it out"),
     (["fusion.mode=cascade", "fusion.cascade={first: neural, then: neural}"],

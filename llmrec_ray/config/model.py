@@ -15,6 +15,9 @@ FusionMode = Literal["late", "feature", "gated", "learned", "cascade"]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+NEWCOMER_EVENTS = 5
+COLD_WEIGHTS: dict[ColdSignalName, float] = {"item_item": 0.7, "neural": 0.1, "text": 0.2}
+COLD_SCALE = 0.35
 TIME_CONSTANTS = (1.0, 4.0, 16.0, None)
 TRANSFORMER_LAYERS, TRANSFORMER_HEADS = 2, 2
 NCF_HIDDEN = (64, 32)
@@ -133,12 +136,12 @@ class FusionConfig(Section):
     """Fixed weights of late fusion; empty searches them on stored validation scores after training."""
     cascade: CascadeConfig | None = None
     """For `mode: cascade`; empty takes the defaults."""
-    newcomer_events: PositiveInt = 5
+    newcomer_events: PositiveInt = NEWCOMER_EVENTS
     """Shorter histories are read with weights of their own, searched too; 1 reads all alike."""
-    cold_weights: dict[ColdSignalName, Weight] = {"item_item": 0.7, "neural": 0.1, "text": 0.2}
+    cold_weights: dict[ColdSignalName, Weight] = COLD_WEIGHTS
     """Weights for items without a train event, whose signals are carried over from items with similar content; mode
     `feature` carries nothing over."""
-    cold_scale: Weight = 0.35
+    cold_scale: Weight = COLD_SCALE
     """How far items without a train event may rise among the others, whose accuracy pays for it: with a fifth of
     MovieLens-100K's films held out .35 costs 0.5 %, .5 costs 4 %; 0 leaves them in the middle of the catalogue."""
 
@@ -159,5 +162,20 @@ class FusionConfig(Section):
         if self.cascade is not None and self.mode != "cascade":
             raise ValueError(
                 f"fusion.cascade has no effect with fusion.mode {self.mode}: set mode to cascade, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_who_is_new(self) -> FusionConfig:
+        if self.newcomer_events != NEWCOMER_EVENTS and (self.mode == "feature" or self.weights is not None):
+            because = "fusion.mode feature" if self.mode == "feature" else "fixed fusion.weights"
+            raise ValueError(
+                f"fusion.newcomer_events has no effect with {because}, since no weights are searched: leave it out"
+            )
+        given = {"cold_weights": self.cold_weights != COLD_WEIGHTS, "cold_scale": self.cold_scale != COLD_SCALE}
+        for name in (name for name, is_given in given.items() if is_given and self.mode == "feature"):
+            raise ValueError(
+                f"fusion.{name} has no effect with fusion.mode feature, which carries nothing over to new items: set "
+                "mode to late, or leave it out"
             )
         return self
