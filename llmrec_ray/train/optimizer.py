@@ -19,6 +19,9 @@ from llmrec_ray.model.tuning import layer_depths
 
 __all__ = ["learning_rate_scale", "make_optimizer", "set_learning_rates", "trained_parameters"]
 
+EPSILON = 1e-8
+"""What AdamW adds to the root of the second moment: gradients far below it move nothing."""
+
 
 def make_optimizer(module: TrainingModule, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW in groups of one learning rate and one weight decay each.
@@ -37,6 +40,7 @@ def make_optimizer(module: TrainingModule, recipe: Recipe) -> torch.optim.AdamW:
             {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ],
+        eps=EPSILON,
         fused=True,
     )
 
