@@ -21,6 +21,7 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.signals import center, to_text_space
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.optimizer import EPSILON
 from llmrec_ray.train.workers import Workers
 from llmrec_ray.types import FloatArray, Histories
 from tests.boards import COLOURS, board_recipe
@@ -28,10 +29,6 @@ from tests.boards import COLOURS, board_recipe
 N_USERS, N_ITEMS, TEXT_SIZE = 40, 40, 12
 ALONE = Workers(local_world_size=64)
 """One process with one thread: matrices are tiny, and threads wait for each other on a busy machine."""
-ABOVE_ROUNDING = 1e-6
-"""AdamW's epsilon in the runs that are compared: it scales a gradient that is only rounding up to a whole step, and
-rounding differs from one processor to the next.
-"""
 
 
 def inputs_of_board(*, seed: int = 0) -> TrainingInputs:
@@ -116,8 +113,11 @@ def train_here(recipe: Recipe, folder: Path | None = None, resume_from: Path | N
     return Job(recipe, folder, resume_from).run(ALONE)
 
 
-def train_in_processes(n: int, jobs: Sequence[Job]) -> list[list[float]]:
-    """Each job's losses, run one after the other by the same `n` real processes over gloo, without Ray."""
+def train_in_processes(n: int, jobs: Sequence[Job], epsilon: float = EPSILON) -> list[list[float]]:
+    """Each job's losses, run one after the other by the same `n` real processes over gloo, without Ray.
+
+    epsilon: AdamW's.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,7 +131,7 @@ def train_in_processes(n: int, jobs: Sequence[Job]) -> list[list[float]]:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train_boards", told], text=True,
+            [sys.executable, "-m", "tests.train_boards", told, str(epsilon)], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
@@ -151,7 +151,7 @@ def _text_vectors(generator: np.random.Generator) -> FloatArray:
 
 def _main() -> None:
     torch.distributed.init_process_group("gloo")
-    llmrec_ray.train.optimizer.EPSILON = ABOVE_ROUNDING
+    llmrec_ray.train.optimizer.EPSILON = float(sys.argv[2])
     llmrec_ray.train.sharding.WHOLE_BELOW_NUMBERS = 0  # tiny weights are sharded too, as large ones would be
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     losses = [
