@@ -77,6 +77,8 @@ class RequestLimits(Section):
     """Most items a request's history may carry; also how many later events of a user are read."""
     max_text_chars: PositiveInt = 4000
     """Longest query or profile, in characters."""
+    max_weight: PositiveFloat = 10.0
+    """Largest weight that a request may give a signal; those of a Release sum to about 1."""
     max_events: PositiveInt = 1000
     """Most events in one call of /v1/events."""
     max_body_bytes: PositiveInt = 4_000_000

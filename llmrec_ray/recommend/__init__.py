@@ -13,6 +13,7 @@ from llmrec_ray.recommend.encoder import Encoder
 from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index, signal_names
 from llmrec_ray.recommend.messages import (
     Filters,
+    PastItem,
     RecommendedItem,
     Request,
     Response,
@@ -28,6 +29,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Filters",
+    "PastItem",
     "Pipeline",
     "Ranked",
     "RecommendedItem",

@@ -1,12 +1,12 @@
 """Requests between the stages: rows and arrays only, cheap to send from one process to another.
 
-Shapes: B = requests, C = candidates per request, K = longest list asked for, T = text vector size,
-d = embedding size.
+Shapes: B = requests, C = candidates per request, K = longest list asked for, E = requests to be explained, T = text
+vector size, d = embedding size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.recommend.messages import Filters
 from llmrec_ray.types import Candidates, FloatArray, Histories, IntArray
 
-__all__ = ["Encoded", "Ranked", "RequestBatch", "Retrieved"]
+__all__ = ["Because", "Encoded", "Ranked", "RequestBatch", "Retrieved"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class RequestBatch:
     histories: everything known about each person, oldest first.
     queries, profiles: texts to encode, "" where a request has none.
     k, exclude_seen, filters, weights: as requested; weights None = the Release's policy.
+    explain: [B] bool, True where shares, sources and the nearest items of the history are asked for.
     """
 
     release_id: str
@@ -37,6 +38,7 @@ class RequestBatch:
     exclude_seen: NDArray[np.bool_]
     filters: list[Filters]
     weights: list[dict[SignalName, float] | None]
+    explain: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -60,7 +62,9 @@ class RequestBatch:
         return replace(self, queries=nothing, profiles=nothing)
 
     @classmethod
-    def of_histories(cls, release_id: str, histories: Histories, k: int) -> RequestBatch:
+    def of_histories(
+        cls, release_id: str, histories: Histories, k: int, *, explain: bool = False
+    ) -> RequestBatch:
         """Plain requests for k unseen items each, as evaluation makes them."""
         n = len(histories)
         return cls(
@@ -72,6 +76,7 @@ class RequestBatch:
             exclude_seen=np.ones(n, np.bool_),
             filters=[Filters()] * n,
             weights=[None] * n,
+            explain=np.full(n, explain, np.bool_),
         )
 
 
@@ -106,10 +111,12 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The final order, best first.
+    """The final order, best first, and why, for those who asked.
 
     item_rows: [B, K] int64, -1 after the last item. scores: [B, K] float32, -inf there.
-    shares: signal -> [B, K] float32; they add up to the score. sources: source -> [B, K] bool.
+    explained: [E] int64 places of the requests that the following speak of, ascending.
+    shares: signal -> [E, K] float32; they add up to the score. sources: source -> [E, K] bool.
+    because: the items of the history that are nearest to each item; None where nobody asked.
     """
 
     item_rows: IntArray
@@ -117,3 +124,14 @@ class Ranked:
     shares: dict[str, FloatArray]
     sources: dict[str, NDArray[np.bool_]]
     timings_ms: dict[str, float]
+    explained: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    because: Because | None = None
+
+
+@dataclass(frozen=True)
+class Because:
+    """item_rows: [E, K, n] int64 items of the history, nearest first, -1 where there is none. similarities: [E, K, n]
+    float32 cosines of fused vectors, 0 there."""
+
+    item_rows: IntArray
+    similarities: FloatArray

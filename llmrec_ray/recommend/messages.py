@@ -10,6 +10,7 @@ from llmrec_ray.config import SignalName
 
 __all__ = [
     "Filters",
+    "PastItem",
     "RecommendedItem",
     "Request",
     "Response",
@@ -40,6 +41,10 @@ class Filters(Message):
     """None of these items."""
 
 
+_NO_FILTERS = Filters()
+"""One for all requests without filters: nothing is copied, and a batch of them travels as one object."""
+
+
 class Request(Message):
     """At least one of user_id, history, query and profile, in any combination."""
 
@@ -53,14 +58,23 @@ class Request(Message):
     """Who this is, in words; counts for a person without a history, in whose place the events speak otherwise."""
     k: Annotated[int, Field(ge=1)] = 10
     """How many items."""
-    filters: Filters = Filters()
+    filters: Filters = Field(default_factory=lambda: _NO_FILTERS)
     """Which items may be shown."""
     exclude_seen: bool = True
     """Leave out items of the history."""
     explain: bool = False
-    """Say for every item what each signal contributed and which sources proposed it."""
+    """Say for every item what each signal contributed, which sources proposed it and what of the history it is like."""
     weights: dict[SignalName, Weight] | None = None
     """Signal weights for this request instead of the Release's."""
+
+
+class PastItem(Message):
+    """An item of the history that speaks for a recommended one."""
+
+    item_id: str
+    title: str
+    similarity: float
+    """Cosine of the two items' fused vectors."""
 
 
 class RecommendedItem(Message):
@@ -74,6 +88,8 @@ class RecommendedItem(Message):
     """With `explain`: what each signal adds to the score; they add up to it."""
     sources: list[str] | None = None
     """With `explain`: which sources proposed the item."""
+    because: list[PastItem] | None = None
+    """With `explain`: the nearest items of the history, at most three, nearest first; empty where none is like it."""
 
 
 class Response(Message):

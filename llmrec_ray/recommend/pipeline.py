@@ -85,7 +85,7 @@ class Pipeline:
 
     def recommend_rows(self, histories: Histories, k: int) -> IntArray:
         """Item rows [B, k] for users given as histories, best first, without seen items; -1 after these."""
-        rows = self.rank_histories(histories, k).item_rows
+        rows = self._rank(RequestBatch.of_histories(self._release_id, histories, k), None).item_rows
         missing = k - rows.shape[1]
         return np.pad(rows, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else rows
 
@@ -113,7 +113,7 @@ class Pipeline:
 
     def rank_histories(self, histories: Histories, k: int) -> Ranked:
         """What `recommend_rows` gives, with scores and what each signal and source has to do with every item."""
-        return self._rank(RequestBatch.of_histories(self._release_id, histories, k), None)
+        return self._rank(RequestBatch.of_histories(self._release_id, histories, k, explain=True), None)
 
     def similar(self, item_id: str, k: int = 10) -> list[SimilarItem]:
         """The k items most like one item. Raises RequestError when the item is unknown."""

@@ -1,11 +1,14 @@
 """Candidates -> the final order: every signal scores every candidate, calibrated, weighted and summed.
 
-Shapes: B requests, C candidates, K = longest list asked for.
+Scores that a source has computed already come with the candidates and are not computed again. Why an item stands
+where it does is worked out for the requests that ask, and sent for these alone.
+
+Shapes: B requests, C candidates, K = longest list asked for, E = requests to be explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Self, TypeVar
@@ -15,7 +18,8 @@ from numpy.typing import NDArray
 
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.ranking import top_k
-from llmrec_ray.recommend.batch import Ranked, RequestBatch, Retrieved
+from llmrec_ray.recommend.batch import Because, Ranked, RequestBatch, Retrieved
+from llmrec_ray.recommend.because import nearest_of_history
 from llmrec_ray.recommend.weights import Plan, plans
 from llmrec_ray.signals import Fusion, FusionPolicy, Given, WeightedFusion, fuse
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -23,6 +27,8 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 __all__ = ["Reranker"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+BLENDED = "cold"
+"""Name of the scores of cold items that come with the candidates: `Bundle.blend_cold`, not a raw signal."""
 
 
 class Reranker:
@@ -42,12 +48,16 @@ class Reranker:
         places, scores = top_k(np.where(candidates.mask, total, -np.inf), int(batch.k.max(initial=0)))
         beyond = np.arange(places.shape[1]) >= batch.k[:, None]
         places, scores = np.where(beyond, -1, places), np.where(beyond, -np.inf, scores).astype(np.float32)
+        item_rows = _at(candidates.item_rows, places, -1)
+        explained = np.flatnonzero(batch.explain)
         return Ranked(
-            item_rows=_at(candidates.item_rows, places, -1),
+            item_rows=item_rows,
             scores=scores,
-            shares={name: _at(share, places, 0.0) for name, share in shares.items()},
-            sources={name: _at(marks, places, False) for name, marks in candidates.sources.items()},
+            shares={name: _at(share, places[explained], 0.0) for name, share in shares.items()},
+            sources=_sources(retrieved, explained, places),
             timings_ms={**retrieved.timings_ms, "rerank": (perf_counter() - start) * 1000},
+            explained=explained,
+            because=self._because(batch.histories, explained, item_rows),
         )
 
     def score(self, histories: Histories, item_rows: IntArray) -> FloatArray:
@@ -58,55 +68,65 @@ class Reranker:
         users, nobody = self._bundle.user_vectors(histories), np.zeros(len(histories), np.bool_)
         every = plans(RequestBatch.of_histories(self._release_id, histories, 1), self._policy, nobody, nobody)
         total = np.zeros(item_rows.shape, np.float32)
-        for plan in dict.fromkeys(every):
-            some = np.flatnonzero([one == plan for one in every])
-            total[some], _ = self._planned(plan, _Part(histories.select(some), item_rows[some], users[some], None))
+        for plan, _, some in _alike(every, nobody):
+            part = _Part(histories.select(some), item_rows[some], users[some], None, {})
+            total[some], _ = self._planned(plan, part)
         return np.where(item_rows >= 0, total, np.nan).astype(np.float32)
 
     def _fused(self, batch: RequestBatch, retrieved: Retrieved) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Total [B, C] and every signal's share of it; requests that are scored alike are scored together."""
-        rows = retrieved.candidates.item_rows
-        text = retrieved.text
+        """Total [B, C], and every signal's share of it [E, C]; requests that are scored alike are scored together."""
+        rows, text = retrieved.candidates.item_rows, retrieved.text
         wanted = np.zeros(len(batch), np.bool_) if text is None else np.asarray(text.any(axis=1), np.bool_)
         every = plans(batch, self._policy, wanted, retrieved.by_profile)
-        total = np.zeros(rows.shape, np.float32)
-        shares = {name: np.zeros(rows.shape, np.float32) for name in self._bundle.signal_names}
-        for plan in dict.fromkeys(every):
-            users = np.array([one == plan for one in every])
-            part = _Part.of(batch.histories, retrieved, users)
-            total[users], parts = self._planned(plan, part)
-            for name, share in parts.items():
-                shares.setdefault(name, np.zeros(rows.shape, np.float32))[users] = share
+        total, shares = np.zeros(rows.shape, np.float32), dict[str, FloatArray]()
+        asked = np.cumsum(batch.explain) - 1
+        if batch.explain.any():
+            empty = (int(batch.explain.sum()), rows.shape[1])
+            shares = {name: np.zeros(empty, np.float32) for name in self._bundle.signal_names}
+        for plan, explain, some in _alike(every, batch.explain):
+            part = _Part.of(batch.histories, retrieved, some, with_blended=not explain)
+            total[some], parts = self._planned(plan, part)
+            for name, share in parts.items() if explain else ():
+                shares.setdefault(name, np.zeros(empty, np.float32))[asked[some]] = share
         return total, shares
 
     def _planned(self, plan: Plan, part: _Part) -> tuple[FloatArray, dict[str, FloatArray]]:
         total, shares = np.zeros(part.item_rows.shape, np.float32), dict[str, FloatArray]()
         if plan.past:
-            past, parts = self._past(part.histories, part.item_rows, part.users, part.text, newcomer=plan.newcomer)
+            past, parts = self._past(part, newcomer=plan.newcomer)
             total += np.float32(plan.past) * past
             _add(shares, parts, plan.past)
         if plan.everywhere:
             weights = {name: weight for name, weight in plan.everywhere if name in self._bundle.signal_names}
-            raw = self._bundle.score_items(part.histories, part.item_rows, part.users, part.text, weights)
-            rest, parts = fuse(raw, self._bundle.calibration, weights)
+            rest, parts = fuse(self._raw(part, part.item_rows, weights), self._bundle.calibration, weights)
             total += rest
             _add(shares, parts, 1.0)
         return total, shares
 
-    def _past(
-        self, histories: Histories, item_rows: IntArray, users: FloatArray, text: FloatArray | None, *, newcomer: bool
-    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+    def _past(self, part: _Part, *, newcomer: bool) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The fused score of the history: known items by the fusion, for which cold ones are empty places, and cold
         ones by weights of their own."""
-        fusion, cold = self._fusion(newcomer=newcomer), self._bundle.cold.are(item_rows)
-        known = np.where(cold, -1, item_rows)
-        raw = self._bundle.score_items(histories, known, users, text, fusion.signals)
-        total, shares = fusion.fuse(raw, Given(histories, known, users))
+        fusion, cold = self._fusion(newcomer=newcomer), self._bundle.cold.are(part.item_rows)
+        known = np.where(cold, -1, part.item_rows)
+        total, shares = fusion.fuse(
+            self._raw(part, known, fusion.signals), Given(part.histories, known, part.users)
+        )
         if not cold.any():
             return total, shares
-        more, parts = self._bundle.fuse_cold(histories, users, item_rows, self._policy)
+        if BLENDED in part.scores:
+            return np.where(cold, part.scores[BLENDED], total).astype(np.float32), shares
+        more, parts = self._bundle.fuse_cold(part.histories, part.users, part.item_rows, self._policy)
         _add(shares, parts, 1.0)
         return (total + more).astype(np.float32), shares
+
+    def _raw(self, part: _Part, item_rows: IntArray, names: Collection[str]) -> dict[str, FloatArray]:
+        """Raw scores [B, C] by signal, NaN where item_rows is -1: those that came along, and the others."""
+        missing = [name for name in names if name not in part.scores]
+        raw = self._bundle.score_items(part.histories, item_rows, part.users, part.text, missing) if missing else {}
+        for name in names:
+            if name in part.scores:
+                raw[name] = np.where(item_rows < 0, np.float32(np.nan), part.scores[name])
+        return raw
 
     def _fusion(self, *, newcomer: bool) -> Fusion:
         """That of the Bundle's mode; the policy's weights for `late` and `feature`, and for short histories."""
@@ -116,32 +136,55 @@ class Reranker:
         weights = {str(name): weight for name, weight in (few or self._policy.weights).items()}
         return WeightedFusion(self._bundle.calibration, weights)
 
+    def _because(self, histories: Histories, explained: IntArray, item_rows: IntArray) -> Because | None:
+        if not len(explained):
+            return None
+        return nearest_of_history(self._bundle.item_vectors, histories.select(explained), item_rows[explained])
+
 
 @dataclass(frozen=True)
 class _Part:
-    """Some requests of a batch and their candidates."""
+    """Some requests of a batch, their candidates, and the raw scores that came with these."""
 
     histories: Histories
     item_rows: IntArray
     users: FloatArray
     text: FloatArray | None
+    scores: Mapping[str, FloatArray]
 
     @classmethod
-    def of(cls, histories: Histories, retrieved: Retrieved, users: NDArray[np.bool_]) -> Self:
-        """Those where `users` [B] is True."""
+    def of(cls, histories: Histories, retrieved: Retrieved, some: IntArray, *, with_blended: bool) -> Self:
+        """Those at the places `some`. The blended scores of cold items cannot be told apart by signal again, so that
+        requests to be explained go without them."""
         rows, text = retrieved.candidates.item_rows, retrieved.text
-        if users.all():
-            return cls(histories, rows, retrieved.users, text)
+        scores = {name: raw for name, raw in retrieved.candidates.scores.items() if with_blended or name != BLENDED}
+        if len(some) == len(rows):
+            return cls(histories, rows, retrieved.users, text, scores)
         return cls(
-            histories.select(np.flatnonzero(users)), rows[users], retrieved.users[users],
-            None if text is None else text[users],
+            histories.select(some), rows[some], retrieved.users[some], None if text is None else text[some],
+            {name: values[some] for name, values in scores.items()},
         )
+
+
+def _alike(every: Sequence[Plan], explain: NDArray[np.bool_]) -> Iterator[tuple[Plan, bool, IntArray]]:
+    """Each plan and whether to explain it, with the places of the requests that have both."""
+    places: dict[tuple[Plan, bool], list[int]] = {}
+    for place, key in enumerate(zip(every, explain.tolist(), strict=True)):
+        places.setdefault(key, []).append(place)
+    return ((plan, asked, np.array(some, np.int64)) for (plan, asked), some in places.items())
 
 
 def _add(shares: dict[str, FloatArray], parts: Mapping[str, FloatArray], factor: float) -> None:
     for name, part in parts.items():
         scaled = (np.float32(factor) * part).astype(np.float32)
         shares[name] = shares[name] + scaled if name in shares else scaled
+
+
+def _sources(retrieved: Retrieved, explained: IntArray, places: IntArray) -> dict[str, NDArray[np.bool_]]:
+    if not len(explained):
+        return {}
+    sources = retrieved.candidates.sources
+    return {name: _at(marks[explained], places[explained], False) for name, marks in sources.items()}
 
 
 def _at(values: NDArray[Scalar], places: IntArray, empty: float) -> NDArray[Scalar]:
