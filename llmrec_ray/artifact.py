@@ -41,6 +41,7 @@ __all__ = [
     "Workspace",
     "cache_folder",
     "create_artifact",
+    "file_names",
     "free_space",
     "is_disk_full",
     "library_versions",
@@ -49,6 +50,7 @@ __all__ = [
     "remove_artifact",
     "saving",
     "write_json_atomic",
+    "write_new_json",
 ]
 
 ArtifactKind: TypeAlias = Literal["dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
@@ -219,6 +221,33 @@ def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_new_json(uri: str, value: Mapping[str, Any]) -> None:
+    """Write one JSON file that nobody has written before, durably and whole. Raises FileExistsError.
+
+    On an object store, which cannot be asked to refuse, two writers at the same moment are not told apart.
+    """
+    filesystem, path = _filesystem(uri)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        raise FileExistsError(uri)
+    if not _is_local(filesystem):
+        write_json_atomic(uri, value)
+        return
+    staged = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+    try:
+        write_json_atomic(str(staged), value)
+        os.link(staged, path)
+        _fsync_folder(Path(path).parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def file_names(uri: str) -> list[str]:
+    """Names of the files right under a folder, sorted; none when there is no such folder."""
+    filesystem, path = _filesystem(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+
+
 def read_json(uri: str) -> dict[str, Any]:
     """Read one JSON object. Raises FileNotFoundError when it is absent, CorruptArtifactError when damaged."""
     filesystem, path = _filesystem(uri)
@@ -279,6 +308,14 @@ def _write_durably(path: Path, payload: bytes) -> None:
         handle.write(payload)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

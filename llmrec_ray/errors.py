@@ -10,6 +10,7 @@
     │   ├── ArtifactNotFoundError   the stage that makes it has not run, or the URI is wrong
     │   ├── CorruptArtifactError    a file is missing or its hash differs from the manifest
     │   ├── ArtifactMismatchError   two artifacts do not belong together
+    │   ├── ChangeConflictError     somebody else has changed the items since they were looked at
     │   └── DiskFullError           there is no room to keep what was made; nothing of it stays
     ├── ModelSourceError            encoder weights or a tokenizer cannot be had
     ├── LeakageError                what is measured was known to what is measured; the figures would mean nothing
@@ -25,6 +26,7 @@ __all__ = [
     "ArtifactMismatchError",
     "ArtifactNotFoundError",
     "BadRowsError",
+    "ChangeConflictError",
     "ClusterError",
     "ConfigError",
     "CorruptArtifactError",
@@ -78,6 +80,10 @@ class CorruptArtifactError(ArtifactError):
 
 class ArtifactMismatchError(ArtifactError):
     """Two artifacts do not belong together."""
+
+
+class ChangeConflictError(ArtifactError):
+    """Somebody else has changed the items since they were looked at."""
 
 
 class DiskFullError(ArtifactError):
