@@ -196,7 +196,9 @@ class ChangeLog:
             return _CHANGES.validate_python(entry["changes"]), digest, entry["previous"]
         except ValidationError as error:
             detail = error.errors()[0]["msg"]
-            raise CorruptArtifactError(f"{uri} holds changes that this version cannot read ({detail}): update the program.") from None
+            raise CorruptArtifactError(
+                f"{uri} holds changes that this version cannot read ({detail}): update the program."
+            ) from None
 
 
 def _name(version: int) -> str:
