@@ -15,6 +15,8 @@
     ├── ModelSourceError            encoder weights or a tokenizer cannot be had
     ├── LeakageError                what is measured was known to what is measured; the figures would mean nothing
     ├── TrainingError               training stopped; the message names step and last good checkpoint
+    ├── EventLogError               feedback cannot be written down; nothing of it was acknowledged
+    ├── EventViewError              the newest events cannot be read now; they are safe in the log
     ├── ClusterError                Ray cannot be started or joined, or is too small for the recipe
     └── RequestError                one request is wrong; `field` names the offending part
 
@@ -33,6 +35,8 @@ __all__ = [
     "DataError",
     "DiskFullError",
     "EmptyResultError",
+    "EventLogError",
+    "EventViewError",
     "LeakageError",
     "LlmrecError",
     "MissingInputError",
@@ -100,6 +104,21 @@ class LeakageError(LlmrecError):
 
 class TrainingError(LlmrecError):
     """Training stopped before it produced a model."""
+
+
+class EventLogError(LlmrecError):
+    """Feedback cannot be written down; nothing of it was acknowledged."""
+
+
+class EventViewError(LlmrecError):
+    """The newest events cannot be read now; they are safe in the log.
+
+    `newest` holds what this machine alone knows of the users that were asked for: item ids, oldest first.
+    """
+
+    def __init__(self, message: str, newest: dict[str, list[str]]) -> None:
+        super().__init__(message)
+        self.newest = newest
 
 
 class ClusterError(LlmrecError):
