@@ -14,6 +14,8 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 __all__ = ["list_ranks", "mask_seen", "take_items", "target_ranks", "top_k"]
 
 NO_OPINION = np.finfo(np.float32).min
+GROUPS_PER_ITEM = 4
+MAX_GROUP = 64
 
 
 def mask_seen(scores: FloatArray, histories: Histories) -> FloatArray:
@@ -31,10 +33,13 @@ def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
     width = min(k, scores.shape[1])
     rows = np.full((len(scores), width), -1, np.int64)
     best = np.full((len(scores), width), -np.inf, np.float32)
-    for user, user_scores in enumerate(np.where(np.isnan(scores), -np.inf, scores)):
-        chosen = _best_rows(user_scores, width)
-        rows[user, : len(chosen)] = chosen
-        best[user, : len(chosen)] = user_scores[chosen]
+    floors = _floors(scores, width) if scores.size and width else []
+    for user, (user_scores, floor) in enumerate(zip(scores, floors, strict=False)):
+        chosen = np.flatnonzero((user_scores >= floor) & (user_scores > -np.inf))
+        found = user_scores[chosen]
+        order = np.argsort(-found, kind="stable")[:width]
+        rows[user, : len(order)] = chosen[order]
+        best[user, : len(order)] = found[order]
     return rows, best
 
 
@@ -68,9 +73,14 @@ def take_items(scores: FloatArray, item_rows: IntArray) -> FloatArray:
     return np.where(item_rows >= 0, taken, np.nan).astype(np.float32)
 
 
-def _best_rows(scores: FloatArray, k: int) -> IntArray:
-    if k == 0:
-        return np.empty(0, np.int64)
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
-    return rows[np.argsort(-scores[rows], kind="stable")][:k]
+def _floors(scores: FloatArray, k: int) -> FloatArray:
+    """[B] such that at least k of each user's scores, and few more, are no lower; -inf where there are fewer than k.
+
+    Of M > k groups of items, k have a best item that is no lower than the k-th best of these: one pass over the scores
+    instead of a partition of all of them, several times as fast.
+    """
+    groups = scores.shape[1] // min(MAX_GROUP, max(scores.shape[1] // (GROUPS_PER_ITEM * k), 1))
+    size = scores.shape[1] // groups
+    best = np.fmax.reduce(scores[:, : size * groups].reshape(len(scores), size, groups), axis=1)
+    best = np.where(np.isnan(best), -np.inf, best)
+    return np.asarray(np.partition(best, groups - k, axis=1)[:, groups - k])
