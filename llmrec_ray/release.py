@@ -18,7 +18,16 @@ from llmrec_ray.artifact import Artifact, Workspace, open_artifact, read_json, w
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.signals import FusionPolicy
 
-__all__ = ["ArtifactRef", "Release", "current_uri", "load_release", "publish", "rollback"]
+__all__ = [
+    "ArtifactRef",
+    "Release",
+    "current_uri",
+    "load_release",
+    "point_at",
+    "publish",
+    "rollback",
+    "rollback_pointer",
+]
 
 
 class ArtifactRef(BaseModel):
@@ -77,7 +86,7 @@ def publish(
     if published is None or _places(published) != _places(release):
         write_json_atomic(uri, release.model_dump(mode="json"))
         published = release
-    _point_at(workspace, uri)
+    _move(current_uri(workspace), uri)
     return published
 
 
@@ -95,14 +104,27 @@ def load_release(uri: str) -> Release:
     if "uri" in value:
         value = _read(_pointer(uri).uri)
     try:
-        return Release.model_validate(value)
+        release = Release.model_validate(value)
     except ValidationError as error:
         raise CorruptArtifactError(f"{uri} is not a Release ({_first(error)}): publish again.") from None
+    if release.id != (expected := _content_id(release.dataset, release.bundle, release.index, release.policy)):
+        raise CorruptArtifactError(
+            f"{uri} was changed after it was published: its content is that of release {expected}, not {release.id}: "
+            "publish again."
+        )
+    return release
 
 
 def rollback(workspace: Workspace) -> Release:
     """Point back at the Release before the current one. Raises ArtifactNotFoundError when there is none."""
-    uri = current_uri(workspace)
+    return rollback_pointer(current_uri(workspace))
+
+
+def rollback_pointer(uri: str) -> Release:
+    """Point back at the Release before the one that the pointer at `uri` names.
+
+    Raises ArtifactNotFoundError when there is none and CorruptArtifactError when `uri` is no pointer.
+    """
     pointer = _pointer(uri)
     if not pointer.previous:
         raise ArtifactNotFoundError(
@@ -111,6 +133,18 @@ def rollback(workspace: Workspace) -> Release:
     *earlier, target = pointer.previous
     release = load_release(target)
     write_json_atomic(uri, Pointer(uri=target, previous=tuple(earlier)).model_dump(mode="json"))
+    return release
+
+
+def point_at(uri: str, release_id: str) -> Release:
+    """Point the pointer at `uri` to a Release of the same folder that was published before.
+
+    Raises ArtifactNotFoundError when there is no such Release and CorruptArtifactError when `uri` is no pointer.
+    """
+    _pointer(uri)
+    target = f"{uri.rpartition('/')[0]}/{release_id}.json"
+    release = load_release(target)
+    _move(uri, target)
     return release
 
 
@@ -126,16 +160,16 @@ def _check_parent(child: Artifact, kind: str, parent: Artifact, *, remedy: str) 
 def _new_release(
     name: str, dataset: Artifact, bundle: Artifact, index: Artifact, policy: FusionPolicy
 ) -> Release:
-    identity = [dataset.id, bundle.id, index.id, policy.model_dump(mode="json")]
+    parts = [ArtifactRef(uri=artifact.uri, id=artifact.id) for artifact in (dataset, bundle, index)]
     return Release(
-        id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
-        name=name,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        dataset=ArtifactRef(uri=dataset.uri, id=dataset.id),
-        bundle=ArtifactRef(uri=bundle.uri, id=bundle.id),
-        index=ArtifactRef(uri=index.uri, id=index.id),
-        policy=policy,
+        id=_content_id(*parts, policy), name=name, created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=parts[0], bundle=parts[1], index=parts[2], policy=policy,
     )
+
+
+def _content_id(dataset: ArtifactRef, bundle: ArtifactRef, index: ArtifactRef, policy: FusionPolicy) -> str:
+    identity = [dataset.id, bundle.id, index.id, policy.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _published(uri: str) -> Release | None:
@@ -149,8 +183,7 @@ def _places(release: Release) -> tuple[ArtifactRef, ...]:
     return (release.dataset, release.bundle, release.index)
 
 
-def _point_at(workspace: Workspace, uri: str) -> None:
-    pointer_uri = current_uri(workspace)
+def _move(pointer_uri: str, uri: str) -> None:
     try:
         before = _pointer(pointer_uri)
     except ArtifactNotFoundError:

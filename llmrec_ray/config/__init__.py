@@ -3,14 +3,27 @@
 from llmrec_ray.config.data import DataConfig, FileFormat, LogColumns, LogConfig, TableConfig
 from llmrec_ray.config.encoder import EncoderConfig, Pooling
 from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
+from llmrec_ray.config.events import EventsConfig
+from llmrec_ray.config.keys import ApiKey
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.model import CascadeConfig, ContextConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.section import ColdSignalName, SignalName, SourceName
-from llmrec_ray.config.serve import AppConfig, IndexConfig, Replicas, RequestLimits, RetrievalConfig, ServeConfig
+from llmrec_ray.config.serve import (
+    AppConfig,
+    DeadlineConfig,
+    FollowConfig,
+    GatherConfig,
+    IndexConfig,
+    Replicas,
+    RequestLimits,
+    RetrievalConfig,
+    ServeConfig,
+)
 from llmrec_ray.config.train import AugmentConfig, MinedConfig, Sharding, TrainConfig
 
 __all__ = [
+    "ApiKey",
     "AppConfig",
     "AugmentConfig",
     "BaselineName",
@@ -18,11 +31,15 @@ __all__ = [
     "ColdSignalName",
     "ContextConfig",
     "DataConfig",
+    "DeadlineConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "EventsConfig",
     "FileFormat",
+    "FollowConfig",
     "FusionConfig",
     "FusionMode",
+    "GatherConfig",
     "IndexConfig",
     "ItemItemConfig",
     "LogColumns",

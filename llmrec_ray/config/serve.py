@@ -6,9 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from llmrec_ray.config.events import EventsConfig
+from llmrec_ray.config.keys import ApiKeys
 from llmrec_ray.config.section import Fraction, Section, SourceName
 
-__all__ = ["AppConfig", "IndexConfig", "Replicas", "RequestLimits", "RetrievalConfig", "ServeConfig"]
+__all__ = [
+    "AppConfig",
+    "DeadlineConfig",
+    "FollowConfig",
+    "GatherConfig",
+    "IndexConfig",
+    "Replicas",
+    "RequestLimits",
+    "RetrievalConfig",
+    "ServeConfig",
+]
 
 class RetrievalConfig(Section):
     """How many candidates each source proposes to the reranker."""
@@ -50,10 +62,22 @@ class Replicas(Section):
     """Replicas that are always there."""
     max_replicas: PositiveInt = 2
     """Upper bound under load."""
-    target_ongoing_requests: PositiveFloat = 4.0
-    """Load per replica that the autoscaler aims at."""
-    max_ongoing_requests: PositiveInt = 16
-    """Requests one replica takes at once; more wait or go elsewhere."""
+    target_ongoing_requests: PositiveFloat = 1.5
+    """Calls per replica that the autoscaler aims at; a call of the inner stages is for many gathered requests."""
+    max_ongoing_requests: PositiveInt = 8
+    """Calls one replica takes at once; more wait or go elsewhere."""
+    max_queued_requests: PositiveInt = 64
+    """Calls that may wait for a replica, per caller; more are refused at once."""
+    upscale_delay_s: PositiveFloat = 10.0
+    """How long the load must be high before replicas are added."""
+    downscale_delay_s: PositiveFloat = 120.0
+    """How long the load must be low before replicas are taken away."""
+    health_check_period_s: PositiveFloat = 5.0
+    """How often each replica is asked whether it is well."""
+    health_check_timeout_s: PositiveFloat = 30.0
+    """A replica that does not answer within this time is replaced."""
+    graceful_shutdown_timeout_s: PositiveFloat = 20.0
+    """How long a replica that goes may finish what it has begun."""
     num_cpus: Annotated[float, Field(ge=0.0)] = 0.25
     """Logical CPUs per replica, for placement."""
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
@@ -83,6 +107,43 @@ class RequestLimits(Section):
     """Most events in one call of /v1/events."""
     max_body_bytes: PositiveInt = 4_000_000
     """Largest body of any request; more is refused before it is read."""
+    body_timeout_s: PositiveFloat = 10.0
+    """How long a client may take to send a body; a slower one is refused with 408."""
+
+
+class GatherConfig(Section):
+    """How an Ingress replica gathers concurrent requests into one call of a stage."""
+
+    max_batch: PositiveInt = 64
+    """Most requests in one call."""
+    max_in_flight: PositiveInt = 2
+    """Calls on their way at once; requests that come meanwhile are gathered into the next."""
+    max_waiting: PositiveInt = 512
+    """Requests that may wait to be gathered; more are refused with 503 and Retry-After."""
+
+
+class DeadlineConfig(Section):
+    """How long the Ingress waits for a stage before it answers without it."""
+
+    encoder_s: PositiveFloat = 1.0
+    """Without it, texts are left out."""
+    retriever_s: PositiveFloat = 1.0
+    """Without it, popular items are shown."""
+    source_s: PositiveFloat = 0.5
+    """A source of candidates that takes longer is left out by the Retriever."""
+    reranker_s: PositiveFloat = 1.0
+    """Without it, the Retriever's order stands."""
+    rest_s: PositiveFloat = 1.0
+    """How long a stage that failed is left alone before one call tries it again."""
+
+
+class FollowConfig(Section):
+    """How replicas follow the published Release."""
+
+    pointer_s: PositiveFloat = 2.0
+    """How often the pointer to the current Release is read."""
+    sync_s: PositiveFloat = 0.5
+    """How often a replica asks what it should hold."""
 
 
 class AppConfig(Section):
@@ -90,7 +151,17 @@ class AppConfig(Section):
 
     limits: RequestLimits = RequestLimits()
     """The most that one request may ask for."""
-    ingress: Replicas = Replicas(target_ongoing_requests=16, max_ongoing_requests=64)
+    keys: ApiKeys = []
+    """API keys beside those in the environment, LLMREC_API_KEY and LLMREC_ADMIN_KEY."""
+    gather: GatherConfig = GatherConfig()
+    """How concurrent requests become one call."""
+    deadlines: DeadlineConfig = DeadlineConfig()
+    """How long each stage may take."""
+    follow: FollowConfig = FollowConfig()
+    """How replicas follow the published Release."""
+    events: EventsConfig = EventsConfig()
+    """Where replicas find what people did a moment ago."""
+    ingress: Replicas = Replicas(target_ongoing_requests=32, max_ongoing_requests=256, max_queued_requests=512)
     """Validation, orchestration, feedback."""
     encoder: Replicas = Replicas()
     """Text to vectors."""
