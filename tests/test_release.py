@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import pytest
 
 from llmrec_ray.artifact import Workspace, create_artifact, read_json
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
-from llmrec_ray.release import Release, current_uri, load_release, publish, rollback
+from llmrec_ray.release import Release, current_uri, load_release, point_at, publish, rollback
 from llmrec_ray.signals import FusionPolicy
 
 POLICY = FusionPolicy(weights={"neural": 0.8, "item_item": 0.2}, candidates={"neural": 100})
@@ -121,3 +123,36 @@ def test_a_file_that_is_no_release_is_refused_with_the_offending_key(workspace, 
     file.write_text('{"uri": 3}')
     with pytest.raises(CorruptArtifactError, match="is not a pointer to a Release"):
         load_release(str(file))
+
+
+def test_a_release_that_was_changed_by_hand_is_refused(workspace, parts, tmp_path):
+    release = publish_parts(workspace, parts)
+    file = tmp_path / "releases" / f"{release.id}.json"
+    value = json.loads(file.read_text())
+    value["policy"]["weights"]["neural"] = 0.5
+    file.write_text(json.dumps(value))
+    with pytest.raises(CorruptArtifactError) as caught:
+        load_release(str(file))
+    assert "was changed after it was published: its content is that of release " in str(caught.value)
+    assert str(caught.value).endswith(f", not {release.id}: publish again.")
+
+
+def test_a_release_from_before_the_policy_had_all_its_fields_still_opens(workspace, parts, tmp_path):
+    release = publish_parts(workspace, parts)
+    file = tmp_path / "releases" / f"{release.id}.json"
+    value = json.loads(file.read_text())
+    del value["policy"]["cold_scale"]
+    identity = [value["dataset"]["id"], value["bundle"]["id"], value["index"]["id"], value["policy"]]
+    value["id"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    file.write_text(json.dumps(value))
+    assert load_release(str(file)).policy == POLICY
+
+
+def test_the_pointer_can_be_moved_to_any_release_of_its_folder(workspace, parts):
+    first = publish_parts(workspace, parts)
+    publish_parts(workspace, parts, POLICY.model_copy(update={"weights": {"neural": 1.0}}))
+    assert point_at(current_uri(workspace), first.id) == first
+    assert load_release(current_uri(workspace)) == first
+    with pytest.raises(ArtifactNotFoundError, match="There is no Release at"):
+        point_at(current_uri(workspace), "0" * 16)
+    assert load_release(current_uri(workspace)) == first
