@@ -163,8 +163,11 @@ def _new_release(
 ) -> Release:
     parts = [ArtifactRef(uri=artifact.uri, id=artifact.id) for artifact in (dataset, bundle, index)]
     return Release(
-        id=_content_id(*parts, policy.model_dump(mode="json")), name=name, created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        dataset=parts[0], bundle=parts[1], index=parts[2], policy=policy,
+        id=_content_id(*parts, policy.model_dump(mode="json")),
+        name=name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=parts[0], bundle=parts[1], index=parts[2],
+        policy=policy,
     )
 
 
