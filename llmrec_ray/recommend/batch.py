@@ -100,6 +100,7 @@ class Retrieved:
     users: [B, d + 1] user vectors.
     text: [B, T] in text space, zero rows where a request has no text; None when no request has one.
     by_profile: [B] bool, True where the user vector is that of people with such a profile.
+    degraded: `source:NAME` of every source that was left out because it failed or was late.
     """
 
     candidates: Candidates
@@ -107,6 +108,7 @@ class Retrieved:
     text: FloatArray | None
     by_profile: NDArray[np.bool_]
     timings_ms: dict[str, float]
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Ranked:
     explained: [E] int64 places of the requests that the following speak of, ascending.
     shares: signal -> [E, K] float32; they add up to the score. sources: source -> [E, K] bool.
     because: the items of the history that are nearest to each item; None where nobody asked.
+    degraded: what had to be left out.
     """
 
     item_rows: IntArray
@@ -126,6 +129,7 @@ class Ranked:
     timings_ms: dict[str, float]
     explained: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     because: Because | None = None
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
