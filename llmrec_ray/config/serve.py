@@ -49,8 +49,10 @@ class IndexConfig(Section):
     """Links per vector in HNSW; more is slower to build and more exact."""
     ef_construction: PositiveInt = 200
     """Breadth of the search while building HNSW."""
+    build_threads: PositiveInt = 1
+    """Threads that build HNSW. With one the same vectors always give the same graph; more are faster."""
     ef_search: PositiveInt = 128
-    """Breadth of the search while answering."""
+    """Breadth of the search while answering; the longest list fetched counts where it is longer."""
     min_recall: Fraction = 0.95
     """Refuse an approximate index whose recall@100 against exact search is lower."""
 

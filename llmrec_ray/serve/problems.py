@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,8 +12,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmrec_ray.errors import RequestError
+from llmrec_ray.serve.validation import explain
 
-__all__ = ["Problem", "UnavailableError", "add_problem_handlers", "problem_response", "unavailable"]
+__all__ = ["Problem", "UnavailableError", "add_problem_handlers", "problem_response", "responses", "unavailable"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,12 +23,30 @@ STATUS = {
     "not_supported": 422,
     "not_found": 404,
     "method_not_allowed": 405,
+    "too_slow": 408,
     "too_large": 413,
     "unauthorized": 401,
+    "forbidden": 403,
+    "conflict": 409,
+    "refused": 409,
+    "too_many_requests": 429,
     "unavailable": 503,
     "internal": 500,
 }
 CODES = {status: code for code, status in reversed(STATUS.items())}
+EXAMPLES: dict[str, tuple[str, str | None]] = {
+    "unauthorized": ("The API key is wrong.", None),
+    "forbidden": ("This needs an admin key, and the key that was sent is none.", None),
+    "not_found": ("There is no item 'gone' in release 3f2a.", "item_id"),
+    "refused": ("Release 3f2a is not served: its recall is 0.8.", "release_id"),
+    "too_slow": ("The body had not arrived after 10 s: send it faster, or less at once.", "body"),
+    "too_large": ("The body is larger than 4000000 bytes: send less at once.", "body"),
+    "invalid_request": ("k is 0; it must be at least 1.", "k"),
+    "too_many_requests": ("This key has asked too often: send the request again in 1 s.", None),
+    "internal": ("Something unexpected went wrong; the endpoint's log has the details.", None),
+    "unavailable": ("A stage of the endpoint did not answer: send the request again in a moment.", None),
+}
+RETRY_AFTER_S = 1
 
 
 class Problem(BaseModel):
@@ -57,9 +77,25 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal)
 
 
-def problem_response(code: str, message: str, field: str | None = None) -> JSONResponse:
-    """The answer to a request that went wrong; `code` is a key of STATUS."""
-    headers = {"WWW-Authenticate": "Bearer"} if code == "unauthorized" else None
+def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: what a route answers with these codes of EXAMPLES, each with an example."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        message, field = EXAMPLES[code]
+        example = Problem(code=code, message=message, field=field).model_dump()
+        documented[STATUS[code]] = {"model": Problem, "content": {"application/json": {"example": example}}}
+    return documented
+
+
+def problem_response(
+    code: str, message: str, field: str | None = None, *, retry_after_s: int = RETRY_AFTER_S
+) -> JSONResponse:
+    """The answer to a request that went wrong; `code` is a key of STATUS. Retry-After goes with 429 and 503."""
+    headers = {}
+    if code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    if code in {"too_many_requests", "unavailable"}:
+        headers["Retry-After"] = str(retry_after_s)
     problem = Problem(code=code, message=message, field=field)
     return JSONResponse(problem.model_dump(), STATUS[code], headers=headers)
 
@@ -71,15 +107,17 @@ async def _request_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where, *parts = first["loc"]
-    field = ".".join(str(part) for part in parts) or str(where)
-    if first["type"] == "json_invalid":
-        return problem_response("invalid_request", "The body is not valid JSON.", "body")
-    if field == "body" and "json" not in request.headers.get("content-type", ""):
+    errors = error.errors()
+    where = str(errors[0]["loc"][0])
+    if errors[0]["type"] == "json_invalid":
+        message = f"The body is not valid JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][1]}."
+        return problem_response("invalid_request", message, "body")
+    if where == "body" and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON: send the header `Content-Type: application/json`."
         return problem_response("invalid_request", message, "body")
-    return problem_response("invalid_request", f"{field}: {first['msg']}.", field)
+    sent = {"query": request.query_params, "path": request.path_params}.get(where, error.body)
+    field, message = explain(errors, sent)
+    return problem_response("invalid_request", message, field)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -88,9 +126,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     messages = {
         "not_found": f"There is nothing at {request.url.path}; see /docs.",
         "method_not_allowed": f"{request.url.path} does not answer {request.method}; see /docs.",
+        "invalid_request": "The body is not valid JSON: its text is not UTF-8, it is nested too deeply, or a number in "
+        "it has too many digits.",
     }
-    field = "body" if code == "too_large" else None
-    return problem_response(code, messages.get(code, str(error.detail)), field)
+    field = "body" if code in {"too_large", "too_slow", "invalid_request"} else None
+    response = problem_response(code, messages.get(code, str(error.detail)), field)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
