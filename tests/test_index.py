@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import IndexConfig
@@ -28,6 +30,11 @@ def searchers(items):
 @pytest.fixture(scope="module")
 def bundle(tiny_release):
     return Bundle.open(tiny_release.bundle.uri)
+
+
+@pytest.fixture(scope="module")
+def board_index(tiny_release):
+    return Index.load(tiny_release.index.uri)
 
 
 def test_every_structure_returns_distinct_rows_best_first_with_true_dot_products(vectors):
@@ -101,3 +108,58 @@ def test_an_index_with_a_changed_file_is_not_loaded(bundle, tmp_path):
         handle.write(b"!")
     with pytest.raises(CorruptArtifactError, match=r"vectors\.safetensors in .* does not match"):
         Index.load(artifact.uri)
+
+
+def test_exact_search_in_pieces_gives_what_one_piece_gives(vectors, monkeypatch):
+    items, users = vectors
+    items = np.concatenate([items, items[:100]])  # ties across pieces
+    whole = ExactSearch(items).search(users, 40)
+    monkeypatch.setattr("llmrec_ray.index.search.MAX_SCORES", 64 * 300)
+    rows, scores = ExactSearch(items).search(users, 40)
+    np.testing.assert_allclose(scores, whole[1], rtol=1e-5)
+    assert (rows == whole[0]).mean() > 0.99
+    rows, _ = ExactSearch(np.ones((1000, 2), np.float32)).search(np.ones((64, 2), np.float32), 310)
+    assert (rows == np.arange(310)).all()
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_added_items_are_found_with_the_others_and_the_index_before_stays_as_it_was(bundle, tmp_path, kind):
+    index = Index.load(build_index(bundle, IndexConfig(kind=kind), str(tmp_path)).uri)
+    users = bundle.user_vectors(Histories.from_lists([[0, 2, 4], [], [1]]))
+    before = index.search(users, 10)
+    more = np.concatenate([users * 2, bundle.item_vectors[:1]]).astype(np.float32)
+    extended = index.extended(more[:1]).extended(more[1:])
+    rows, scores = extended.search(users, 10)
+    everything = np.concatenate([bundle.item_vectors, more])
+    expected_rows, expected_scores = ExactSearch(everything).search(users, 10)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+    assert len(extended) == len(index) + 4
+    np.testing.assert_array_equal(index.search(users, 10)[0], before[0])
+    assert extended.kept_vectors is index.kept_vectors
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(among=st.sets(st.integers(0, 42)), k=st.integers(1, 50))
+def test_the_nearest_among_given_rows_are_those_of_a_brute_force_search(bundle, board_index, among, k):
+    extended = board_index.extended(bundle.item_vectors[:3] * 2)
+    everything = np.concatenate([bundle.item_vectors, bundle.item_vectors[:3] * 2])
+    user = bundle.user_vectors(Histories.from_lists([[0, 2, 4]]))[0]
+    rows = np.array(sorted(among), np.int64)
+    found, scores = extended.search_among(user, rows, k)
+    expected = sorted(rows.tolist(), key=lambda row: (-float(everything[row] @ user), row))[:k]
+    np.testing.assert_allclose(scores, everything[expected] @ user, rtol=1e-5)
+    assert len(found) == min(k, len(among))
+    assert set(found.tolist()) <= among
+
+
+def test_a_graph_that_cannot_be_read_is_named(bundle, tmp_path):
+    artifact = build_index(bundle, IndexConfig(kind="hnsw"), str(tmp_path))
+    (artifact.path / "hnsw.faiss").write_bytes(b"not a graph")
+    with pytest.raises(CorruptArtifactError, match=r"hnsw\.faiss cannot be read \(.*\): restore it or run `llmrec ind"):
+        Index.load(artifact.uri, verify=False)
+
+
+def test_a_graph_of_nothing_finds_nothing():
+    rows, scores = HnswSearch.build(np.empty((0, 3), np.float32), IndexConfig(kind="hnsw")).search(np.ones((2, 3)), 5)
+    assert rows.shape == scores.shape == (2, 0)

@@ -131,8 +131,7 @@ class Retriever:
             found = fetched[allowed[user, fetched]][:n]
             if len(found) < min(n, allowed.shape[1] - hidden[user]):
                 candidates = np.flatnonzero(allowed[user])
-                best, _ = top_k((self._index.item_vectors[candidates] @ users[user])[None, :], n)
-                found = candidates[best[0]]
+                found, _ = self._index.search_among(users[user], candidates, n)
             nearest[user, found] = True
         return nearest
 

@@ -1,0 +1,102 @@
+"""An Index on disk -> nearest items in memory that all processes of a machine share; items can be added to it.
+
+    vectors.safetensors   [N, D] float32 item vectors (the Bundle's, D = d + 1)
+    hnsw.faiss            FAISS HNSW graph, only for kind `hnsw`
+
+Shapes: B users, N items with those added, D vector size, k list length. Knows nothing about histories or fusion.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from llmrec_ray.arrays import map_arrays
+from llmrec_ray.artifact import Artifact, open_artifact
+from llmrec_ray.config import IndexConfig
+from llmrec_ray.errors import CorruptArtifactError
+from llmrec_ray.index.search import ExactSearch, HnswSearch, Searcher, nearest
+from llmrec_ray.ranking import top_k
+from llmrec_ray.types import FloatArray, IntArray
+
+__all__ = ["Index"]
+
+GATHER_SHARE = 4  # below 1/4 of all rows copying these is cheaper than the dot products of all
+
+
+class Index:
+    """An opened Index: retrieval by dot product over one Bundle's items, and over items that came later.
+
+    kept_vectors: [N0, D] float32, read-only, of the items that were indexed. added_vectors: [N - N0, D] of later ones.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.config = IndexConfig.model_validate(artifact.manifest.config)
+        self.bundle_id = artifact.manifest.parents["bundle"]
+        self.kept_vectors: FloatArray = map_arrays(artifact.path / "vectors.safetensors")["item_vectors"]
+        self.added_vectors: FloatArray = np.empty((0, self.kept_vectors.shape[1]), np.float32)
+        self._searcher = self._load_searcher()
+
+    @classmethod
+    def load(cls, uri: str, *, verify: bool = True) -> Index:
+        """Load from a URI. Raises ArtifactNotFoundError, ArtifactMismatchError, CorruptArtifactError."""
+        return cls(open_artifact(uri, "index", verify=verify))
+
+    @property
+    def id(self) -> str:
+        """Content hash of the Index."""
+        return self.artifact.id
+
+    @property
+    def uri(self) -> str:
+        """Where the Index is kept."""
+        return self.artifact.uri
+
+    def __len__(self) -> int:
+        return len(self.kept_vectors) + len(self.added_vectors)
+
+    def extended(self, item_vectors: FloatArray) -> Index:
+        """This Index with items of vectors [M, D] after its own; they are searched exactly, the rest is shared."""
+        assert item_vectors.shape[1:] == self.kept_vectors.shape[1:], "vectors of another size. This is a bug."
+        other = copy.copy(self)
+        other.added_vectors = np.concatenate([self.added_vectors, item_vectors.astype(np.float32)])
+        return other
+
+    def search(self, user_vectors: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+        """The nearest items of user vectors [B, D]: rows int64 and dot products float32, [B, min(k, N)].
+
+        Best first, ties to the lower row; row -1 and score -inf where an approximate structure found fewer.
+        """
+        kept = self._searcher.search(user_vectors, k)
+        if not len(self.added_vectors):
+            return kept
+        rows, scores = ExactSearch(self.added_vectors).search(user_vectors, k)
+        return nearest(kept, (rows + len(self.kept_vectors), scores), k)
+
+    def search_among(self, user_vector: FloatArray, item_rows: IntArray, k: int) -> tuple[IntArray, FloatArray]:
+        """The nearest of item_rows [R], ascending, to one user vector [D]: rows and dot products, [min(k, R)]."""
+        scores = self._dot_products(user_vector, item_rows)
+        places, best = top_k(scores[None, :], k)
+        return item_rows[places[0]], best[0]
+
+    def _dot_products(self, user_vector: FloatArray, item_rows: IntArray) -> FloatArray:
+        n_kept = len(self.kept_vectors)
+        kept, added = item_rows[item_rows < n_kept], item_rows[item_rows >= n_kept] - n_kept
+        if GATHER_SHARE * len(kept) > n_kept:
+            first = (self.kept_vectors @ user_vector)[kept]
+        else:
+            first = self.kept_vectors[kept] @ user_vector
+        return np.concatenate([first, self.added_vectors[added] @ user_vector])
+
+    def _load_searcher(self) -> Searcher:
+        if self.config.kind == "exact":
+            return ExactSearch(self.kept_vectors)
+        path = self.artifact.path / "hnsw.faiss"
+        try:
+            return HnswSearch.load(self.kept_vectors, path, self.config.ef_search)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            message = f"{path} cannot be read ({reason}): restore it or run `llmrec index` again."
+            raise CorruptArtifactError(message) from None
