@@ -19,7 +19,7 @@ from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
 from llmrec_ray.artifact import Artifact, Workspace
 from llmrec_ray.bundle import Bundle, BundleParts, save_bundle
-from llmrec_ray.config import Recipe, validate_recipe
+from llmrec_ray.config import Recipe, SignalName, validate_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.index import build_index
 from llmrec_ray.model import FusionRecommender, catalogue_vectors, user_matrix
@@ -132,7 +132,7 @@ def _write_bundle(recipe: Recipe, dataset: Dataset, root: str, size: Size, gener
     vectors = catalogue_vectors(model, text_vectors)
     popularity = Popularity().fit(dataset.histories("train"), size.items)
     calibration = _calibration(dataset, model, vectors, text_vectors, popularity)
-    weights = {"neural": 0.4, "ncf": 0.3, "text": 0.2, "popularity": 0.1}
+    weights: dict[SignalName, float] = {"neural": 0.4, "ncf": 0.3, "text": 0.2, "popularity": 0.1}
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
         encoder=encoder, text_vectors=text_vectors, text_center=np.zeros(size.text_size, np.float32),
