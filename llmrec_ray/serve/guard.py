@@ -64,12 +64,12 @@ class Guard:
             await self._app(scope, _limited(receive, settings.limits), send)
 
 
-def _adapted(ingress: Any) -> Guarded:
+def _adapted(ingress: Any) -> Any:
     """TRANSITION, until Ingress has `keyring` and `limits`."""
     if hasattr(ingress, "keyring"):
         return ingress
     limits = RequestLimits(max_body_bytes=ingress.max_body_bytes)
-    return SimpleNamespace(keyring=Keyring([ApiKey(name="api", sha256=ingress.key_hash)]), limits=limits)  # type: ignore[return-value]
+    return SimpleNamespace(keyring=Keyring([ApiKey(name="api", sha256=ingress.key_hash)]), limits=limits)
 
 
 async def _close(scope: Scope, send: Send) -> None:
