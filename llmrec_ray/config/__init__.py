@@ -8,7 +8,7 @@ from llmrec_ray.config.keys import ApiKey
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.model import CascadeConfig, ContextConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
-from llmrec_ray.config.section import ColdSignalName, SignalName, SourceName
+from llmrec_ray.config.section import ColdSignalName, MergeName, SignalName, SourceName
 from llmrec_ray.config.serve import (
     AppConfig,
     DeadlineConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "ItemItemConfig",
     "LogColumns",
     "LogConfig",
+    "MergeName",
     "MinedConfig",
     "ModelConfig",
     "Pooling",

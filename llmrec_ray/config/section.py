@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["ColdSignalName", "Fraction", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
+__all__ = ["ColdSignalName", "Fraction", "MergeName", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
 SourceName = Literal["neural", "item_item", "text", "popularity", "cold"]
 ColdSignalName = Literal["item_item", "neural", "text"]
+MergeName = Literal["all", "reciprocal_rank", "weights"]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from llmrec_ray.config.events import EventsConfig
 from llmrec_ray.config.keys import ApiKeys
-from llmrec_ray.config.section import Fraction, Section, SourceName
+from llmrec_ray.config.section import Fraction, MergeName, Section, SourceName
 
 __all__ = [
     "AppConfig",
@@ -29,6 +29,12 @@ class RetrievalConfig(Section):
         "neural": 150, "item_item": 100, "text": 50, "popularity": 50, "cold": 20
     }
     """Items per source; a source that is not named is not asked. `cold` proposes items without a train event."""
+    merge: MergeName = "all"
+    """How they become one list: `all` keeps whatever any source proposes; `reciprocal_rank` (Cormack et al. 2009) and
+    `weights` (the fusion's, on calibrated scores) keep the best `max_candidates` of them."""
+    max_candidates: PositiveInt | None = None
+    """The most candidates that one request hands to the reranker, or the length of its list where that is longer; fewer
+    are faster. None keeps all."""
 
     @model_validator(mode="after")
     def _check_known_items(self) -> RetrievalConfig:
@@ -36,6 +42,11 @@ class RetrievalConfig(Section):
             raise ValueError(
                 "candidates names only cold, so nothing would propose items with train events: name another source in "
                 "retrieval.candidates, such as neural"
+            )
+        if self.max_candidates is not None and self.merge == "all":
+            raise ValueError(
+                f"max_candidates is {self.max_candidates}, but merge all keeps every candidate: set retrieval.merge to "
+                "reciprocal_rank or weights, or leave max_candidates out"
             )
         return self
 

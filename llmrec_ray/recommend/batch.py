@@ -100,6 +100,7 @@ class Retrieved:
     users: [B, d + 1] user vectors.
     text: [B, T] in text space, zero rows where a request has no text; None when no request has one.
     by_profile: [B] bool, True where the user vector is that of people with such a profile.
+    order: [B, C] float32, the higher the better by what the sources say; it only orders one request's candidates.
     degraded: `source:NAME` of every source that was left out because it failed or was late.
     """
 
@@ -107,6 +108,7 @@ class Retrieved:
     users: FloatArray
     text: FloatArray | None
     by_profile: NDArray[np.bool_]
+    order: FloatArray
     timings_ms: dict[str, float]
     degraded: tuple[str, ...] = ()
 

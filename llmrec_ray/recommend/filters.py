@@ -1,21 +1,45 @@
-"""Filters of a request -> the item rows that pass, through an inverted index over the items' attributes."""
+"""Filters of a request -> the item rows that pass, through an inverted index over the items' attributes.
+
+An attribute is indexed when somebody first filters by it. Shapes: N items.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from llmrec_ray.recommend.messages import AttributeValue, Filters
+from llmrec_ray.errors import RequestError
+from llmrec_ray.recommend.messages import AttributeValue, Filters, Range
 from llmrec_ray.types import IntArray
 from llmrec_ray.vocab import Vocabulary
 
-__all__ = ["ItemFilter"]
+__all__ = ["ItemFilter", "check_filters"]
 
 Mask = NDArray[np.bool_]
+
+
+def check_filters(filters: Filters, attributes: pl.DataFrame) -> None:
+    """Raises RequestError for a filter by an attribute that items do not have, or a range of one without numbers."""
+    for kind, names in (("attributes", filters.attributes), ("ranges", filters.ranges)):
+        for name in names:
+            if name not in attributes.columns:
+                known = ", ".join(attributes.columns) or "none"
+                raise RequestError(
+                    f"There is no item attribute {name!r} to filter by; there are: {known}.",
+                    field=f"filters.{kind}.{name}",
+                )
+    for name in filters.ranges:
+        if not attributes.schema[name].is_numeric():
+            numeric = ", ".join(other for other, dtype in attributes.schema.items() if dtype.is_numeric()) or "none"
+            raise RequestError(
+                f"The item attribute {name!r} has no numbers, so no range of it can be asked for; attributes with "
+                f"numbers: {numeric}. Name values in filters.attributes instead.",
+                field=f"filters.ranges.{name}",
+            )
 
 
 class ItemFilter:
@@ -23,22 +47,40 @@ class ItemFilter:
 
     def __init__(self, items: Vocabulary, attributes: pl.DataFrame) -> None:
         self._items = items
-        self._rows = {name: _rows_by_value(attributes[name]) for name in attributes.columns}
+        self._attributes = attributes
+        self._rows: dict[str, Mapping[str, IntArray]] = {}
+        self._numbers: dict[str, NDArray[np.float64]] = {}
 
     def passing(self, filters: Filters) -> Mask:
-        """[N] True where an item passes every filter. Attribute names must have been checked."""
+        """[N] True where an item passes every filter; a new array. The filters must have been checked."""
         passing = np.ones(len(self._items), np.bool_)
         for name, wanted in filters.attributes.items():
             values = wanted if isinstance(wanted, list) else [wanted]
             passing &= self._mask(self._having(name, values))
+        for name, bounds in filters.ranges.items():
+            passing &= self._between(name, bounds)
         if filters.allow is not None:
             passing &= self._mask(self._items.known_rows(filters.allow))
-        passing[self._items.known_rows(filters.deny)] = False
+        if filters.deny:
+            passing[self._items.known_rows(filters.deny)] = False
         return passing
 
     def _having(self, name: str, values: Iterable[AttributeValue]) -> IntArray:
+        if name not in self._rows:
+            self._rows[name] = _rows_by_value(self._attributes[name])
         rows = [self._rows[name].get(_spelling(value), np.empty(0, np.int64)) for value in values]
         return np.concatenate([*rows, np.empty(0, np.int64)])
+
+    def _between(self, name: str, bounds: Range) -> Mask:
+        if name not in self._numbers:
+            self._numbers[name] = self._attributes[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        numbers = self._numbers[name]
+        passing = ~np.isnan(numbers)
+        if bounds.min is not None:
+            passing &= numbers >= bounds.min
+        if bounds.max is not None:
+            passing &= numbers <= bounds.max
+        return passing
 
     def _mask(self, rows: IntArray) -> Mask:
         mask = np.zeros(len(self._items), np.bool_)
@@ -48,14 +90,22 @@ class ItemFilter:
 
 def _rows_by_value(column: pl.Series) -> dict[str, IntArray]:
     rows: defaultdict[str, list[int]] = defaultdict(list)
-    for row, value in enumerate(column):
-        if value is not None:
-            spelling = _spelling(value)
-            for key in {spelling, *(spelling.split() if isinstance(value, str) else ())}:
-                rows[key].append(row)
+    for row, value in enumerate(column.to_list()):
+        for key in _keys(value):
+            rows[key].append(row)
     return {key: np.array(found, np.int64) for key, found in rows.items()}
 
 
+def _keys(value: object) -> set[str]:
+    """All that an item's value may be asked for as: whole, by one of its words, by one of a list."""
+    if value is None:
+        return set()
+    if isinstance(value, list):
+        return {key for element in value for key in _keys(element)}
+    spelling = _spelling(value)
+    return {spelling, *spelling.split()} if isinstance(value, str) else {spelling}
+
+
 def _spelling(value: object) -> str:
-    """1995 and 1995.0 and "1995" are the same value, whichever type a file or a request gave it."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """1995, 1995.0 and "1995" are one value, whichever type a file or a request gave it; so are Drama and drama."""
+    return (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)).casefold()

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmrec_ray.config import SignalName
 
 __all__ = [
+    "About",
+    "Facet",
+    "FacetValue",
     "Filters",
+    "NamedItem",
     "PastItem",
+    "Range",
     "RecommendedItem",
     "Request",
     "Response",
     "SimilarItem",
     "SimilarResponse",
+    "UserHistory",
+    "UserSummary",
 ]
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
-AttributeValue = str | int | float
+AttributeValue = str | bool | int | float
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -29,16 +37,40 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Range(Message):
+    """From the least to the greatest number that passes, both included."""
+
+    min: Finite | None = None
+    """No less than this."""
+    max: Finite | None = None
+    """No more than this."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a range has neither min nor max: give one of them")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}, so that nothing passes: exchange them")
+        return self
+
+
 class Filters(Message):
     """Which items may be shown; an item must pass all of them."""
 
     attributes: dict[str, AttributeValue | list[AttributeValue]] = {}
-    """Attribute name to the value, or any of the values, that the item must have. A text attribute of several
-    words, such as genres, also matches on any one of its words."""
+    """Attribute name to the value, or any of the values, that the item must have, in upper or lower case. A text
+    attribute of several words, such as genres, also matches on any one of its words."""
+    ranges: dict[str, Range] = {}
+    """Name of a numeric attribute to the numbers that pass; an item without a number does not."""
     allow: list[Id] | None = None
     """Only these items."""
     deny: list[Id] = []
     """None of these items."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every item passes."""
+        return not (self.attributes or self.ranges or self.deny) and self.allow is None
 
 
 _NO_FILTERS = Filters()
@@ -131,3 +163,75 @@ class SimilarResponse(Message):
     release: str
     request_id: str
     timings_ms: dict[str, float]
+
+
+class NamedItem(Message):
+    """An item of the catalogue."""
+
+    item_id: str
+    title: str
+
+
+class UserSummary(Message):
+    """A user of the Release."""
+
+    user_id: str
+    events: int
+    """Items in the history that the Release knows."""
+
+
+class UserHistory(Message):
+    """What is known of a user, later events included."""
+
+    user_id: str
+    known: bool
+    """Whether the Release knows this user; later events count either way."""
+    items: list[NamedItem]
+    """Newest first."""
+    total: int
+    """How many items there are; `items` may hold fewer."""
+
+
+class FacetValue(Message):
+    """A value that items have."""
+
+    value: str
+    items: int
+    """How many."""
+
+
+class Facet(Message):
+    """An attribute to filter by: a range of numbers, or texts."""
+
+    name: str
+    minimum: float | None = None
+    """Of a column of numbers."""
+    maximum: float | None = None
+    """Of a column of numbers."""
+    values: list[FacetValue] = []
+    """Of a column of texts, the most common first; single words where a text is made of a few of these."""
+    more: bool = False
+    """Whether there are more values than are listed."""
+
+
+class About(Message):
+    """What is served, and what requests may ask of it."""
+
+    release: str
+    name: str
+    """Of the recipe that the Release was made with."""
+    published_at: str
+    """ISO 8601, UTC."""
+    users: int
+    items: int
+    has_encoder: bool
+    """Whether queries and profiles can be read."""
+    signals: list[str]
+    """What a request may weigh."""
+    weights: dict[str, float]
+    """Those of the Release, for people with a history."""
+    max_weight: float
+    max_k: int
+    max_text_chars: int
+    facets: list[Facet]
+    """What a request may filter by."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from llmrec_ray.config import ColdSignalName, SignalName, SourceName
+from llmrec_ray.config import ColdSignalName, MergeName, SignalName, SourceName
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -62,6 +62,10 @@ class FusionPolicy(BaseModel):
     """For a person with a history; searched on validation scores."""
     candidates: dict[SourceName, PositiveInt]
     """Items per source."""
+    merge: MergeName = "all"
+    """How the sources' candidates become one list."""
+    max_candidates: PositiveInt | None = None
+    """The most candidates of one request; None keeps all."""
     newcomer_weights: Weights = {}
     """For a person with fewer than `newcomer_events` events; empty takes `weights`. Also searched on validation."""
     newcomer_events: PositiveInt = 5

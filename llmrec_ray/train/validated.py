@@ -99,4 +99,5 @@ def make_policy(recipe: Recipe, scorer: Scorer, fusion: ValidatedFusion) -> Fusi
     return FusionPolicy.model_validate({
         "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale,
         "newcomer_weights": fusion.newcomer_weights, "newcomer_events": recipe.fusion.newcomer_events,
+        "merge": recipe.retrieval.merge, "max_candidates": recipe.retrieval.max_candidates,
     })
