@@ -1,0 +1,17 @@
+"""Feedback events: from what people did at the endpoint to a durable log, and views of everyone's newest.
+
+    <folder>/log/<day>-<writer>.jsonl   the truth: one event a line, fsynced before it is acknowledged
+    <folder>/view.sqlite                the embedded view: this machine's events, in microseconds
+    <folder>/node                       this machine's name in the shared view
+    Redis                               the shared view: the events of all machines that name it
+
+Views are built again from the logs when they are lost, and keep the newest events of each user only. Ids here are the
+outside world's, because rows change with a Release. Processes of one machine may share a folder; the log files are
+JSON Lines that `ingest` reads like any other log. Knows nothing of models or HTTP.
+"""
+
+from llmrec_ray.events.event import Event
+from llmrec_ray.events.log import EventLog
+from llmrec_ray.events.store import REDIS_URL_VARIABLE, EventStore
+
+__all__ = ["REDIS_URL_VARIABLE", "Event", "EventLog", "EventStore"]

@@ -1,0 +1,115 @@
+"""Events -> fsynced lines of append-only files, which `ingest` reads like any other log. This is the truth.
+
+    <folder>/<day>-<writer>.jsonl       one event a line; no two writers ever share a file
+
+A file of a day that is over (UTC) never changes again. It may be moved away, once nothing asks for its event ids any
+more, to a folder that `data.interactions.paths` names too: a Dataset is always made from the whole log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from llmrec_ray.errors import CorruptArtifactError, EventLogError
+from llmrec_ray.events.event import Event
+
+__all__ = ["EventLog", "Span"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where some events stand: a file, and the bytes from `start` to `end`."""
+
+    file: Path
+    start: int
+    end: int
+
+
+class EventLog:
+    """Append-only JSON Lines files, one per day and writer. One thread at a time may append."""
+
+    def __init__(self, folder: Path, writer: str | None = None) -> None:
+        self.folder = folder
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.writer = writer or uuid.uuid4().hex
+
+    def append(self, events: Sequence[Event]) -> Span:
+        """Write the events, fsync file and folder, and say where they are.
+
+        Raises EventLogError when the disk refuses; nothing of the events stays then.
+        """
+        file = self.folder / f"{time.strftime('%Y%m%d', time.gmtime())}-{self.writer}.jsonl"
+        lines = b"".join(event.model_dump_json().encode() + b"\n" for event in events)
+        with _explained(self.folder):
+            is_new = not file.exists()
+            start = self._append(file, lines)
+            if is_new:
+                _fsync_folder(self.folder)
+        return Span(file, start, start + len(lines))
+
+    def files(self) -> list[Path]:
+        """Every writer's files, in order of day."""
+        return sorted(self.folder.glob("*.jsonl"))
+
+    def read(self, file: Path, start_bytes: int = 0) -> Iterator[tuple[Event, int]]:
+        """Each event of a file from a byte position on, and the position after it.
+
+        A last line without its newline was never acknowledged and is left out. Raises CorruptArtifactError
+        naming the file and the byte position of a damaged line.
+        """
+        with file.open("rb") as handle:
+            handle.seek(start_bytes)
+            while (line := handle.readline()).endswith(b"\n"):
+                end = handle.tell()
+                yield _parse(line, file, end - len(line)), end
+
+    def _append(self, file: Path, lines: bytes) -> int:
+        with file.open("ab", buffering=0) as handle:  # a buffer would be written again when the file is closed
+            start = handle.tell()
+            try:
+                while lines:
+                    lines = lines[handle.write(lines):]
+                os.fsync(handle.fileno())
+            except OSError:
+                # What a disk keeps after a failed fsync is unknown: nothing may follow it in this file.
+                self.writer = uuid.uuid4().hex
+                os.truncate(file, start)
+                raise
+        return start
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EventLogError(
+            f"The event log {folder} cannot be written ({error.strerror or error}), so the events were not taken: "
+            "free space or make the folder writable, then send them again."
+        ) from error
+
+
+def _parse(line: bytes, file: Path, position: int) -> Event:
+    try:
+        return Event.model_validate_json(line)
+    except ValidationError:
+        raise CorruptArtifactError(
+            f"The event log {file} is damaged at byte {position}: restore the file, or take the line out."
+        ) from None
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""The log and its views together: record durably, read everybody's newest items."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from llmrec_ray.errors import CorruptArtifactError, EventLogError, EventViewError
+from llmrec_ray.events.event import Event
+from llmrec_ray.events.local import LocalView
+from llmrec_ray.events.locks import file_lock
+from llmrec_ray.events.log import EventLog, Span
+from llmrec_ray.events.redis_view import RedisDownError, RedisView
+from llmrec_ray.events.shared import SharedView
+
+__all__ = ["REDIS_URL_VARIABLE", "EventStore"]
+
+REDIS_URL_VARIABLE = "LLMREC_REDIS_URL"
+VIEW_ERRORS = (sqlite3.Error, OSError, CorruptArtifactError)
+logger = logging.getLogger(__name__)
+
+
+class EventStore:
+    """Feedback of everybody: durable before it is acknowledged, seen by the next read.
+
+    Any number of processes on one machine may open the same folder; machines that name the same Redis see each
+    other's events too. Threads may share an object: those that record at once share one fsync.
+    """
+
+    def __init__(self, folder: Path, *, max_history: int = 1000) -> None:
+        self.log = EventLog(folder / "log")
+        self._reader, self._writer = (LocalView(folder / "view.sqlite", self.log, max_history) for _ in range(2))
+        self._shared: SharedView | None = None
+        self._waiting: deque[_Ticket] = deque()
+        self._recording = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, folder: Path, redis_url: str | None = None, *, max_history: int = 1000, redis_timeout_s: float = 0.2
+    ) -> Self:
+        """The events of this machine in `folder`, and those of others through Redis.
+
+        redis_url: the variable LLMREC_REDIS_URL when None; without either only this machine's events are seen.
+        max_history: newest events that the views keep of each user. redis_timeout_s: longest wait for Redis.
+        Raises EventLogError for a folder that cannot be written, CorruptArtifactError for a damaged log,
+        EventViewError for a view that cannot be opened.
+        """
+        store = cls(folder, max_history=max_history)
+        store._open_views()
+        redis_url = redis_url or os.environ.get(REDIS_URL_VARIABLE)
+        if redis_url:
+            redis = RedisView(redis_url, max_history, redis_timeout_s)
+            store._shared = SharedView(
+                redis, _node_of(folder), store.log, store._reader.positions, store._recording
+            )
+        return store
+
+    def record(self, events: Sequence[Event]) -> int:
+        """Make the events durable and visible; returns how many were new. Known event ids are left out.
+
+        Raises EventLogError when the disk refuses: then nothing of them is kept.
+        """
+        ticket = _Ticket(events)
+        self._waiting.append(ticket)
+        with self._recording:  # whoever comes first writes for all who wait
+            if not ticket.is_done:
+                self._write_for([self._waiting.popleft() for _ in range(len(self._waiting))])
+        return ticket.result()
+
+    def newest(self, user_id: str, n: int) -> list[str]:
+        """Item ids of the user's newest `n` events, oldest first. Raises EventViewError."""
+        return self.newest_of([user_id], n)[user_id]
+
+    def newest_of(self, user_ids: Sequence[str], n: int) -> dict[str, list[str]]:
+        """Item ids of each user's newest `n` events, oldest first; one round trip to Redis for all users.
+
+        Raises EventViewError while Redis is away or being filled; its `newest` is what this machine knows.
+        """
+        if self._shared is None:
+            return self._local_newest(user_ids, n)
+        try:
+            return self._shared.newest_of(user_ids, n)
+        except RedisDownError as error:
+            message = (
+                f"The events of all nodes cannot be read from Redis at {self._shared.place} now ({error}): until it is "
+                "back and filled again, answers use those of this node alone."
+            )
+            raise EventViewError(message, self._local_newest(user_ids, n)) from error
+
+    def close(self) -> None:
+        """Close the views; the log has no open files."""
+        if self._shared is not None:
+            self._shared.close()
+        self._reader.drop()
+        self._writer.drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_views(self) -> None:
+        try:
+            self._writer.refresh()
+            self._reader.refresh()
+        except sqlite3.Error as error:
+            raise _view_error(self._reader, error, {}) from error
+        except OSError as error:
+            raise EventLogError(
+                f"The event folder {self.log.folder.parent} cannot be written ({error.strerror or error}): free space "
+                "or make the folder writable."
+            ) from error
+
+    def _local_newest(self, user_ids: Sequence[str], n: int) -> dict[str, list[str]]:
+        try:
+            return self._reader.newest_of(user_ids, n)
+        except VIEW_ERRORS:
+            logger.warning("The view %s failed and is opened again.", self._reader.path, exc_info=True)
+        try:
+            return self._reader.newest_of(user_ids, n)
+        except VIEW_ERRORS as error:
+            raise _view_error(self._reader, error, {user_id: [] for user_id in user_ids}) from error
+
+    def _write_for(self, tickets: list[_Ticket]) -> None:
+        try:
+            new = self._write([event for ticket in tickets for event in ticket.events])
+        except Exception as error:
+            for ticket in tickets:
+                ticket.error = error
+        else:
+            for ticket in tickets:
+                ticket.count(new)
+        finally:
+            for ticket in tickets:
+                ticket.is_done = True
+
+    def _write(self, asked: list[Event]) -> set[str]:
+        """Log and show the events whose ids are new; returns those ids."""
+        first: dict[str, Event] = {}
+        for event in asked:
+            first.setdefault(event.event_id, event)
+        events = list(first.values())
+        if self._shared is not None:
+            recorded = self._shared.known(events)
+            events = [event for event in events if event.event_id not in recorded]
+        new, span = self._log_new(events)
+        if span is not None and self._shared is not None:
+            self._shared.add(span, new)
+        return {event.event_id for event in new}
+
+    def _log_new(self, events: list[Event]) -> tuple[list[Event], Span | None]:
+        """Append those events to the log that the embedded view does not know. All of them when it cannot be used:
+        to log one twice does no harm, since every reader of the log goes by the ids.
+        """
+        span = None
+        try:
+            with self._writer.writing() as view:
+                events = view.unknown(events)
+                if events:
+                    span = self.log.append(events)
+                    view.add(span, events, self.log)
+            self._writer.refresh()  # had another process built it anew meanwhile, that one would lack these events
+        except VIEW_ERRORS:
+            logger.warning("The view %s failed and is opened again.", self._writer.path, exc_info=True)
+            self._writer.drop()
+            self._reader.drop()
+        if span is None and events:
+            span = self.log.append(events)
+        return events, span
+
+
+class _Ticket:
+    """What one call of `record` waits for."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self.is_done = False
+        self.error: Exception | None = None
+        self._accepted = 0
+
+    def count(self, new: set[str]) -> None:
+        """Take the new ids that are among this call's; each counts for one call only."""
+        mine = new & {event.event_id for event in self.events}
+        new -= mine
+        self._accepted = len(mine)
+
+    def result(self) -> int:
+        """How many of the events were new. Raises what went wrong."""
+        if self.error is not None:
+            raise self.error
+        return self._accepted
+
+
+def _node_of(folder: Path) -> str:
+    """This folder's name in Redis, made up once."""
+    with file_lock(folder / "node.lock"):
+        file = folder / "node"
+        if not file.exists() or not file.read_text():
+            file.write_text(uuid.uuid4().hex)
+        return file.read_text()
+
+
+def _view_error(view: LocalView, error: Exception, newest: dict[str, list[str]]) -> EventViewError:
+    return EventViewError(
+        f"The view of the event log {view.path} cannot be read ({error}): see whether its disk is full or read-only. "
+        "The events themselves are safe in the log.",
+        newest,
+    )
