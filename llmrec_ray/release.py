@@ -108,7 +108,7 @@ def load_release(uri: str) -> Release:
     except ValidationError as error:
         raise CorruptArtifactError(f"{uri} is not a Release ({_first(error)}): publish again.") from None
     # The policy as it is in the file: one that an earlier version wrote may lack fields that have defaults now.
-    if release.id != (expected := _content_id(release.dataset, release.bundle, release.index, value["policy"])):
+    if release.id != (expected := _content_id([release.dataset, release.bundle, release.index], value["policy"])):
         raise CorruptArtifactError(
             f"{uri} was changed after it was published: its content is that of release {expected}, not {release.id}: "
             "publish again."
@@ -163,7 +163,7 @@ def _new_release(
 ) -> Release:
     parts = [ArtifactRef(uri=artifact.uri, id=artifact.id) for artifact in (dataset, bundle, index)]
     return Release(
-        id=_content_id(*parts, policy.model_dump(mode="json")),
+        id=_content_id(parts, policy.model_dump(mode="json")),
         name=name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=parts[0], bundle=parts[1], index=parts[2],
@@ -171,8 +171,8 @@ def _new_release(
     )
 
 
-def _content_id(dataset: ArtifactRef, bundle: ArtifactRef, index: ArtifactRef, policy: object) -> str:
-    identity = [dataset.id, bundle.id, index.id, policy]
+def _content_id(parts: list[ArtifactRef], policy: object) -> str:
+    identity = [*(part.id for part in parts), policy]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
