@@ -143,11 +143,11 @@ def replica_speeds(
     """Milliseconds of `recommend.Encoder.encode`, the Encoder replica's class: one query, and a batch of queries."""
     queries = [" ".join(text.split()[:QUERY_WORDS]) for text in texts[:QUERIES]]
     middle = center(encoders["torch fp32"].encode(texts))
-    replicas = {name: Encoder(held_bundle(encoder, middle)) for name, encoder in encoders.items()}
+    replicas = {name: Encoder(held_texts(encoder, middle)) for name, encoder in encoders.items()}
 
     def calls(replica: Encoder, size: int) -> Job:
         batches = [[[query] for query in queries[start : start + size]] for start in range(0, len(queries), size)]
-        return lambda: [replica.encode(batch) for batch in batches]
+        return lambda: [replica.encode(batch, [""] * len(batch)) for batch in batches]
 
     table = {}
     for size in (1, QUERY_BATCH):
@@ -159,9 +159,9 @@ def replica_speeds(
     return table
 
 
-def held_bundle(encoder: AnyEncoder, middle: FloatArray) -> Any:
-    """What `recommend.Encoder` reads of a Bundle."""
-    return SimpleNamespace(text_center=middle, load_encoder=lambda device: encoder)
+def held_texts(encoder: AnyEncoder, middle: FloatArray) -> Any:
+    """What `recommend.Encoder` reads of a Bundle without people's descriptions."""
+    return SimpleNamespace(center=middle, profiles=None, user_size=1, load_encoder=lambda device: encoder)
 
 
 def interleaved(jobs: dict[str, Job], repetitions: int) -> dict[str, list[float]]:

@@ -29,6 +29,7 @@ __all__ = ["AddedItem", "AttributeValue", "ChangeLog", "Changes", "ItemChange", 
 
 NAME = re.compile(r"\d{8}\.json")
 READERS = 16
+MAX_TEXT_CHARS, MAX_TITLE_CHARS, MAX_ATTRIBUTES = 20_000, 1_000, 100
 REMEDY = "restore the folder from a copy, or publish a Release that has these changes in its Dataset"
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -43,11 +44,11 @@ class NewItem(BaseModel):
 
     item_id: Id
     """Its id in the outside world; the catalogue must not have it."""
-    text: str
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
     """What is said about it, as the encoder reads it; this alone decides whom it is recommended to."""
-    title: str | None = None
+    title: Annotated[str, Field(max_length=MAX_TITLE_CHARS)] | None = None
     """A short name; the id when absent."""
-    attributes: dict[str, AttributeValue] = {}
+    attributes: Annotated[dict[str, AttributeValue], Field(max_length=MAX_ATTRIBUTES)] = {}
     """Values of the catalogue's attributes, for filters; those left out are unknown."""
 
 
@@ -101,6 +102,11 @@ class Changes:
     removed: frozenset[str] = frozenset()
     digest: str = ""
     _live: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def readded(self) -> frozenset[str]:
+        """Ids of the Release's own items that were removed and are there again, under new rows."""
+        return self.removed & self._live.keys()
 
     @classmethod
     def none(cls) -> Changes:

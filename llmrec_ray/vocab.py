@@ -5,7 +5,8 @@ The same object is used in training and in serving; conversion happens once at e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,13 @@ class Vocabulary:
         """A vocabulary with unseen ids appended in sorted order; every old id keeps its row."""
         return Vocabulary((*self._ids, *sorted(set(ids) - self._rows.keys())))
 
+    def followed_by(self, ids: Sequence[str]) -> Vocabulary:
+        """A vocabulary with rows for these ids after its own, in this order; it shares the old ones.
+
+        Of an id that comes again the newest row counts, and every row keeps its id.
+        """
+        return _Followed(self, ids)
+
     def save(self, path: Path) -> None:
         """Write one Parquet file with the columns `row` and `id`."""
         pl.DataFrame(
@@ -78,3 +86,37 @@ class Vocabulary:
                 f"{path} is not a vocabulary: rows must be 0, 1, 2, … and ids distinct."
             )
         return cls(frame["id"])
+
+
+class _Followed(Vocabulary):
+    """Knows the later ids itself, and asks another vocabulary for the earlier ones."""
+
+    def __init__(self, first: Vocabulary, later: Sequence[str]) -> None:
+        super().__init__(())
+        self._first, self._later = first, tuple(later)
+        self._later_rows = {id_: len(first) + place for place, id_ in enumerate(self._later)}
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._later)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._first, self._later)
+
+    def __contains__(self, id_: str) -> bool:
+        return id_ in self._later_rows or id_ in self._first
+
+    def row(self, id_: str) -> int:
+        row = self._later_rows.get(id_)
+        return self._first.row(id_) if row is None else row
+
+    def rows(self, ids: Iterable[str]) -> IntArray:
+        return np.array([self.row(id_) for id_ in ids], dtype=np.int64)
+
+    def id(self, row: int) -> str:
+        return self._first.id(row) if row < len(self._first) else self._later[row - len(self._first)]
+
+    def extended(self, ids: Iterable[str]) -> Vocabulary:
+        return Vocabulary(self).extended(ids)
+
+    def save(self, path: Path) -> None:
+        Vocabulary(self).save(path)

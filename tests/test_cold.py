@@ -108,7 +108,7 @@ def test_only_the_most_frequent_known_items_are_carried_over_from(monkeypatch):
 
 def test_scores_of_cold_items_are_taken_where_they_are_asked_for():
     vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
-    items = ColdItems(rows(1, 3), np.ones((4, 4), np.float32), colours(4), vectors)
+    items = ColdItems(rows(1, 3), np.ones((4, 2), np.float32), colours(4), vectors)
     histories = Histories.from_lists([[0, 2], []])
     scores = items.score(histories, np.ones((2, 3), np.float32))
     np.testing.assert_allclose(scores["neural"], [[12, 30], [12, 30]])

@@ -340,7 +340,7 @@ def test_an_unknown_item_has_no_similar_items(pipeline, tiny_release):
 
 def test_a_text_for_a_release_without_texts_is_refused(parts, monkeypatch):
     dataset, bundle, index = parts
-    monkeypatch.setattr(bundle, "text_center", None)
+    monkeypatch.setattr(bundle.texts, "center", None)
     pipeline = Pipeline(dataset, bundle, index, release_id="r1")
     with pytest.raises(RequestError) as caught:
         ask(pipeline, query="white")

@@ -9,26 +9,40 @@
 """
 
 from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch, Retrieved
+from llmrec_ray.recommend.catalogue import Catalogue
 from llmrec_ray.recommend.encoder import Encoder
 from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index, signal_names
 from llmrec_ray.recommend.messages import (
+    About,
+    Facet,
+    FacetValue,
     Filters,
+    NamedItem,
     PastItem,
     RecommendedItem,
     Request,
     Response,
     SimilarItem,
     SimilarResponse,
+    UserHistory,
+    UserSummary,
 )
+from llmrec_ray.recommend.order import retriever_order
 from llmrec_ray.recommend.pipeline import Pipeline
 from llmrec_ray.recommend.reranker import Reranker
 from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.recommend.retriever import Retriever
+from llmrec_ray.recommend.snapshot import Snapshot
 
 __all__ = [
+    "About",
+    "Catalogue",
     "Encoded",
     "Encoder",
+    "Facet",
+    "FacetValue",
     "Filters",
+    "NamedItem",
     "PastItem",
     "Pipeline",
     "Ranked",
@@ -42,8 +56,12 @@ __all__ = [
     "Retriever",
     "SimilarItem",
     "SimilarResponse",
+    "Snapshot",
+    "UserHistory",
+    "UserSummary",
     "open_bundle",
     "open_dataset",
     "open_index",
+    "retriever_order",
     "signal_names",
 ]

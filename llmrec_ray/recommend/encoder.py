@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from llmrec_ray.bundle import Bundle
+from llmrec_ray.bundle import BundleTexts
 from llmrec_ray.recommend.batch import Encoded
 from llmrec_ray.signals import to_text_space
 from llmrec_ray.types import FloatArray
@@ -18,12 +18,12 @@ __all__ = ["Encoder"]
 class Encoder:
     """Holds the text encoder of a Bundle that has one."""
 
-    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
-        assert bundle.text_center is not None, "an Encoder for a Bundle without texts. This is a bug."
-        self._encoder = bundle.load_encoder(device)
-        self._center = bundle.text_center
-        self._profiles = bundle.profiles
-        self._user_size = bundle.item_vectors.shape[1]
+    def __init__(self, texts: BundleTexts, device: str = "cpu") -> None:
+        assert texts.center is not None, "an Encoder for a Bundle without texts. This is a bug."
+        self._encoder = texts.load_encoder(device)
+        self._center = texts.center
+        self._profiles = texts.profiles
+        self._user_size = texts.user_size
 
     def encode(self, queries: Sequence[str], profiles: Sequence[str]) -> Encoded:
         """Queries and profiles of B requests, "" where there is none.
@@ -42,6 +42,10 @@ class Encoder:
         elif (given := described.any(axis=1)).any():
             users[given, :-1], users[given, -1] = self._profiles.users(described[given]), 1.0
         return Encoded(vectors, users, {"encode": (perf_counter() - start) * 1000})
+
+    def encode_items(self, texts: Sequence[str]) -> FloatArray:
+        """[M, T] float32 raw vectors of texts that describe items, as `AddedItem` keeps them."""
+        return self._encoder.encode(texts)
 
     def _raw(self, texts: Sequence[str]) -> FloatArray:
         """[B, T] encoder output, zero rows for empty texts."""

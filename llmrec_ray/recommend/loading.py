@@ -9,38 +9,39 @@ from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.index import Index
 from llmrec_ray.release import ArtifactRef, Release
 
-__all__ = ["open_bundle", "open_dataset", "open_index", "signal_names"]
+__all__ = ["check_published", "open_bundle", "open_dataset", "open_index", "signal_names"]
 
 
-def open_dataset(release: Release) -> Dataset:
+def open_dataset(release: Release, *, verify: bool = True) -> Dataset:
     """The Dataset of a Release. Raises ArtifactError when it is not what was published."""
-    dataset = Dataset.open(release.dataset.uri)
-    _check(dataset.artifact, release.dataset, release)
+    dataset = Dataset.open(release.dataset.uri, verify=verify)
+    check_published(dataset.artifact, release.dataset, release)
     return dataset
 
 
-def open_bundle(release: Release) -> Bundle:
+def open_bundle(release: Release, *, verify: bool = True) -> Bundle:
     """The Bundle of a Release. Raises ArtifactError when it is not what was published."""
-    bundle = Bundle.open(release.bundle.uri)
-    _check(bundle.artifact, release.bundle, release)
+    bundle = Bundle.open(release.bundle.uri, verify=verify)
+    check_published(bundle.artifact, release.bundle, release)
     return bundle
 
 
-def open_index(release: Release) -> Index:
+def open_index(release: Release, *, verify: bool = True) -> Index:
     """The Index of a Release. Raises ArtifactError when it is not what was published."""
-    index = Index.load(release.index.uri)
-    _check(index.artifact, release.index, release)
+    index = Index.load(release.index.uri, verify=verify)
+    check_published(index.artifact, release.index, release)
     return index
 
 
 def signal_names(release: Release) -> list[str]:
     """Signals that requests to a Release may weigh, without loading its Bundle. Raises ArtifactError."""
     artifact = open_artifact(release.bundle.uri, "bundle", verify=False)
-    _check(artifact, release.bundle, release)
+    check_published(artifact, release.bundle, release)
     return read_signal_names(artifact)
 
 
-def _check(artifact: Artifact, published: ArtifactRef, release: Release) -> None:
+def check_published(artifact: Artifact, published: ArtifactRef, release: Release) -> None:
+    """Raises ArtifactMismatchError for an artifact that is not the one that was published."""
     if artifact.id != published.id:
         raise ArtifactMismatchError(
             f"Release {release.id} was published with {artifact.manifest.kind} {published.id}, but "

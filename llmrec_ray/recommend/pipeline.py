@@ -13,12 +13,13 @@ from llmrec_ray.config import RequestLimits
 from llmrec_ray.data import Dataset
 from llmrec_ray.index import Index
 from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch
+from llmrec_ray.recommend.catalogue import Catalogue
 from llmrec_ray.recommend.encoder import Encoder
-from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index
 from llmrec_ray.recommend.messages import Request, Response, SimilarItem
 from llmrec_ray.recommend.reranker import Reranker
 from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.recommend.retriever import Retriever
+from llmrec_ray.recommend.snapshot import Snapshot
 from llmrec_ray.release import Release
 from llmrec_ray.signals import FusionPolicy
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -31,7 +32,7 @@ class Pipeline:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Catalogue,
         bundle: Bundle,
         index: Index,
         *,
@@ -39,30 +40,39 @@ class Pipeline:
         release_id: str = "unpublished",
         limits: RequestLimits | None = None,
         encoder: Encoder | None = None,
+        with_encoder: bool = True,
+        hidden: IntArray | None = None,
     ) -> None:
-        """`encoder`: the Bundle's, when it has been loaded already."""
+        """dataset: or the catalogue made of it. encoder: the Bundle's, when it has been loaded already. with_encoder:
+        load it, else requests may carry no text. hidden: rows of items that nobody is shown."""
         policy = policy or bundle.policy
         self.policy = policy
-        self._dataset, self._bundle, self._index, self._limits = dataset, bundle, index, limits
-        self._release_id = release_id
+        catalogue = Catalogue.of(dataset) if isinstance(dataset, Dataset) else dataset
+        hidden = np.empty(0, np.int64) if hidden is None else hidden
+        self._catalogue, self._bundle, self._index, self._hidden = catalogue, bundle, index, hidden
+        self._release_id, self._limits = release_id, limits
+        has_encoder = bundle.has_encoder and (with_encoder or encoder is not None)
         self.resolver = Resolver(
-            dataset, release_id, signals=bundle.signal_names, has_encoder=bundle.has_encoder,
+            catalogue, release_id, signals=bundle.signal_names, has_encoder=has_encoder,
             limits=limits or RequestLimits(),
         )
-        self.encoder = encoder or (Encoder(bundle) if bundle.has_encoder else None)
-        self.retriever = Retriever(bundle, index, dataset.item_attributes, policy, release_id)
+        self.encoder = encoder or (Encoder(bundle.texts) if has_encoder else None)
+        self.retriever = Retriever(bundle, index, catalogue.attributes, policy, release_id, hidden=hidden)
         self.reranker = Reranker(bundle, policy, release_id)
 
     @classmethod
     def of_release(cls, release: Release, *, limits: RequestLimits | None = None) -> Self:
         """Load and verify everything a Release names."""
+        return cls.of_snapshot(Snapshot.open(release), limits=limits)
+
+    @classmethod
+    def of_snapshot(
+        cls, snapshot: Snapshot, *, limits: RequestLimits | None = None, with_encoder: bool = True
+    ) -> Self:
+        """A Release with changes to its items."""
         return cls(
-            open_dataset(release),
-            open_bundle(release),
-            open_index(release),
-            policy=release.policy,
-            release_id=release.id,
-            limits=limits,
+            snapshot.catalogue, snapshot.bundle, snapshot.index, policy=snapshot.policy, release_id=snapshot.id,
+            limits=limits, with_encoder=with_encoder, hidden=snapshot.hidden_rows,
         )
 
     def recommend(
@@ -107,8 +117,8 @@ class Pipeline:
     def with_policy(self, policy: FusionPolicy) -> Pipeline:
         """The same artifacts under another policy; nothing is loaded again."""
         return Pipeline(
-            self._dataset, self._bundle, self._index, policy=policy, release_id=self._release_id,
-            limits=self._limits, encoder=self.encoder,
+            self._catalogue, self._bundle, self._index, policy=policy, release_id=self._release_id,
+            limits=self._limits, encoder=self.encoder, with_encoder=self.encoder is not None, hidden=self._hidden,
         )
 
     def rank_histories(self, histories: Histories, k: int) -> Ranked:

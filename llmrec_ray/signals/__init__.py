@@ -14,6 +14,7 @@ from llmrec_ray.signals.item_knn import ItemKnn
 from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights, weight_curve
 from llmrec_ray.signals.markov import MarkovChain
 from llmrec_ray.signals.modes import CascadeFusion, CorrectedFusion, Correction, WeightedFusion, load_fusion
+from llmrec_ray.signals.new_items import GrownItemItem, NewItems
 from llmrec_ray.signals.popularity import Popularity
 from llmrec_ray.signals.profiles import MIN_PROFILES, ProfileMap
 from llmrec_ray.signals.recent_popularity import RecentPopularity
@@ -35,10 +36,12 @@ __all__ = [
     "FusionPolicy",
     "GatedFusion",
     "Given",
+    "GrownItemItem",
     "Ials",
     "ItemKernel",
     "ItemKnn",
     "MarkovChain",
+    "NewItems",
     "Popularity",
     "ProfileMap",
     "Propagation",

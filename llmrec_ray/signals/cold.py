@@ -22,7 +22,7 @@ from llmrec_ray.signals.base import history_matrix
 from llmrec_ray.signals.text import TextCosine
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["ColdItems", "ItemKernel", "Propagation"]
+__all__ = ["ColdItems", "ItemKernel", "Propagation", "usable_items"]
 
 RIDGE = 0.5
 MAX_KNOWN = 6_000
@@ -33,6 +33,9 @@ NUMERIC_WIDTH = 0.5
 class _Attribute(Protocol):
     def between(self, some: IntArray, others: IntArray) -> FloatArray:
         """Similarities [A, B] from 0 to 1."""
+
+    def of_others(self, column: Sequence[object]) -> FloatArray:
+        """Similarities [M, N] of M other values to these."""
 
 
 class ItemKernel:
@@ -49,9 +52,13 @@ class ItemKernel:
     def between(self, some: IntArray, others: IntArray) -> FloatArray:
         """[A, B] float32 similarities of item rows [A] and [B]."""
         cosine = self._text[some] @ self._text[others].T
-        parts = [attribute.between(some, others) for attribute in self._attributes]
-        mean = np.mean([cosine, np.mean(parts, axis=0)], axis=0) if parts else cosine
-        return np.asarray(((1.0 + mean) / 2.0) ** 2, np.float32)
+        return _likeness(cosine, [attribute.between(some, others) for attribute in self._attributes])
+
+    def of_others(self, text_vectors: FloatArray, attributes: Sequence[Sequence[object]]) -> FloatArray:
+        """[M, N] float32 similarities of other items to these: text_vectors [M, T], and columns of M values in the
+        order of this one's."""
+        columns = zip(self._attributes, attributes, strict=True)
+        return _likeness(text_vectors @ self._text.T, [attribute.of_others(column) for attribute, column in columns])
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,7 @@ class Propagation:
 
         item_counts: [N] train events per item.
         """
-        usable = item_counts > 0
-        usable[cold] = False
-        known = np.flatnonzero(usable)
-        if len(known) > MAX_KNOWN:
-            known = np.sort(known[np.argsort(-item_counts[known], kind="stable")[:MAX_KNOWN]])
+        known = usable_items(item_counts, cold)
         if not len(cold) or not len(known):
             return cls(known, cold, np.zeros((len(known), len(cold)), np.float32))
         system = kernel.between(known, known).astype(np.float64)
@@ -97,23 +100,35 @@ class Propagation:
         return np.ascontiguousarray(filled)
 
 
+def usable_items(item_counts: IntArray, cold: IntArray) -> IntArray:
+    """Rows of items that can be carried over from: with a train event and not `cold`, at most MAX_KNOWN, the most
+    frequent."""
+    usable = item_counts > 0
+    usable[cold] = False
+    known = np.flatnonzero(usable)
+    if len(known) > MAX_KNOWN:
+        known = np.sort(known[np.argsort(-item_counts[known], kind="stable")[:MAX_KNOWN]])
+    return known
+
+
 class ColdItems:
     """Raw scores of the cold items, signal by signal, from plain means of the whole history.
 
     A new item may be found at any time, so what a person consumed long ago says as much about it as the newest event:
     recency, which helps everywhere else, costs a third of HR@10 here. The sum over n events spreads as their root, by
     which it is divided, or new items would rise for people with long histories alone.
-    item_item [N, N] and item_vectors [N, D + 1] must have the cold items filled in.
+    columns: [N, C] of the item-item matrix, those of the cold items. These and item_vectors [N, D + 1] must have the
+    cold items filled in.
     """
 
     def __init__(
-        self, rows: IntArray, item_item: FloatArray | None, text_vectors: FloatArray | None, item_vectors: FloatArray
+        self, rows: IntArray, columns: FloatArray | None, text_vectors: FloatArray | None, item_vectors: FloatArray
     ) -> None:
         self.rows = rows
         self._places = np.full(len(item_vectors), -1, np.int64)
         self._places[rows] = np.arange(len(rows))
         self._vectors = item_vectors[rows]
-        self._columns = None if item_item is None else np.ascontiguousarray(item_item[:, rows])
+        self._columns = columns
         self._text = None if text_vectors is None else TextCosine(text_vectors, recency=None)
 
     def __len__(self) -> int:
@@ -146,40 +161,73 @@ def _take(values: FloatArray, places: IntArray, cold: Any) -> FloatArray:
     return np.where(cold, np.take_along_axis(values, np.maximum(places, 0), axis=1), np.nan).astype(np.float32)
 
 
+def _likeness(cosine: FloatArray, parts: Sequence[FloatArray]) -> FloatArray:
+    mean = np.mean([cosine, np.mean(parts, axis=0)], axis=0) if parts else cosine
+    return np.asarray(((1.0 + mean) / 2.0) ** 2, np.float32)
+
+
 @dataclass(frozen=True)
 class _Numbers:
     values: FloatArray
 
     def between(self, some: IntArray, others: IntArray) -> FloatArray:
+        return self._similar(self.values[some], self.values[others])
+
+    def of_others(self, column: Sequence[object]) -> FloatArray:
+        return self._similar(_numbers(column), self.values)
+
+    def _similar(self, some: FloatArray, others: FloatArray) -> FloatArray:
         width = NUMERIC_WIDTH * float(np.nanstd(self.values)) or 1.0
-        distances = np.abs(self.values[some][:, None] - self.values[others][None, :])
+        distances = np.abs(some[:, None] - others[None, :])
         similar: FloatArray = np.nan_to_num(np.exp(-distances / width), nan=0.0).astype(np.float32)
         return similar
 
 
 @dataclass(frozen=True)
 class _Words:
+    """names: word -> column. unit: sparse [N, words], rows of length 1."""
+
+    names: Mapping[str, int]
     unit: Any
 
     def between(self, some: IntArray, others: IntArray) -> FloatArray:
         similar: FloatArray = np.asarray((self.unit[some] @ self.unit[others].T).toarray(), np.float32)
         return similar
 
+    def of_others(self, column: Sequence[object]) -> FloatArray:
+        similar: FloatArray = np.asarray((_unit_rows(column, self.names) @ self.unit.T).toarray(), np.float32)
+        return similar
+
 
 def _attribute(column: Sequence[object]) -> _Attribute:
-    known = [None if isinstance(value, float) and not np.isfinite(value) else value for value in column]
-    present = [value for value in known if value is not None]
+    present = [value for value in map(_known, column) if value is not None]
     if present and all(isinstance(value, int | float) for value in present):
-        return _Numbers(np.array([np.nan if value is None else value for value in known], np.float32))
-    words = [sorted(_words(value)) for value in known]
-    names = {word: place for place, word in enumerate(sorted({word for some in words for word in some}))}
-    rows = np.repeat(np.arange(len(words)), [len(some) for some in words])
-    places = np.array([names[word] for some in words for word in some], np.int64)
+        return _Numbers(_numbers(column))
+    names = {word: place for place, word in enumerate(sorted({word for value in column for word in _words(value)}))}
+    return _Words(names, _unit_rows(column, names))
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _numbers(column: Sequence[object]) -> FloatArray:
+    """NaN where there is no number."""
+    values = [float(value) if isinstance(value, int | float) else np.nan for value in map(_known, column)]
+    return np.array(values, np.float32)
+
+
+def _unit_rows(column: Sequence[object], names: Mapping[str, int]) -> Any:
+    """Sparse [N, names]; a word without a name takes its share of a row's length and no place."""
+    words = [sorted(_words(value)) for value in column]
     lengths = np.array([max(len(some), 1) for some in words], np.float32)
-    return _Words(sparse.csr_matrix((1.0 / np.sqrt(lengths[rows]), (rows, places)), shape=(len(words), len(names))))
+    cells = [(row, names[word]) for row, some in enumerate(words) for word in some if word in names]
+    rows, places = np.array(cells, np.int64).reshape(-1, 2).T
+    return sparse.csr_matrix((1.0 / np.sqrt(lengths[rows]), (rows, places)), shape=(len(words), len(names)))
 
 
 def _words(value: object) -> set[str]:
+    value = _known(value)
     if value is None:
         return set()
     return {str(word) for word in value} if isinstance(value, list) else set(str(value).split())

@@ -66,6 +66,10 @@ class Ease:
             scores[user] = weighted.data[start:end] @ cells
         return np.where(item_rows >= 0, scores, np.nan).astype(np.float32)
 
+    def columns(self, item_rows: IntArray) -> FloatArray:
+        """[N, C] float32 columns of the matrix."""
+        return np.ascontiguousarray(self.weights[:, item_rows])
+
     def arrays(self) -> dict[str, FloatArray]:
         """Everything needed to score, for safetensors."""
         recency = np.nan if self.recency is None else self.recency

@@ -75,7 +75,8 @@ class ColdStart:
         """
         rehearsal = self.rehearsal
         filled, item_item = _fill(rehearsal, item_vectors, ease)
-        items = ColdItems(rehearsal.cold, None if item_item is None else item_item.weights, text_vectors, filled)
+        columns = None if item_item is None else item_item.columns(rehearsal.cold)
+        items = ColdItems(rehearsal.cold, columns, text_vectors, filled)
         scores = items.score(seen, users)
         known = history_matrix(seen, len(filled), None)[:, rehearsal.cold].toarray() > 0
         return Calibration.fit({
