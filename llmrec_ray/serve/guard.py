@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmrec_ray.config import ApiKey, RequestLimits
 from llmrec_ray.serve.keys import ADMIN_KEY_VARIABLE, Keyring
-from llmrec_ray.serve.problems import problem_response
+from llmrec_ray.serve.problems import SECURITY_HEADERS, problem_response
 
 __all__ = ["Guard", "Guarded"]
 
@@ -29,13 +29,6 @@ DOCS_POLICY = (
     "style-src 'unsafe-inline' https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/; "
     "img-src data: https://fastapi.tiangolo.com/img/; connect-src 'self'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 
 
 class Guarded(Protocol):
@@ -122,7 +115,7 @@ def _path(scope: Scope) -> str:
 
 def _with_headers(send: Send, path: str) -> Send:
     """A route that sets one of these headers itself, such as the page its policy, knows better."""
-    headers_for = {**HEADERS, "Content-Security-Policy": DOCS_POLICY} if path == "/docs" else HEADERS
+    headers_for = {**SECURITY_HEADERS, "Content-Security-Policy": DOCS_POLICY} if path == "/docs" else SECURITY_HEADERS
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -14,7 +14,15 @@ from starlette.exceptions import HTTPException
 from llmrec_ray.errors import RequestError
 from llmrec_ray.serve.validation import explain
 
-__all__ = ["Problem", "UnavailableError", "add_problem_handlers", "problem_response", "responses", "unavailable"]
+__all__ = [
+    "SECURITY_HEADERS",
+    "Problem",
+    "UnavailableError",
+    "add_problem_handlers",
+    "problem_response",
+    "responses",
+    "unavailable",
+]
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,6 +55,14 @@ EXAMPLES: dict[str, tuple[str, str | None]] = {
     "unavailable": ("A stage of the endpoint did not answer: send the request again in a moment.", None),
 }
 RETRY_AFTER_S = 1
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What browsers heed, on every answer that does not set its own."""
 
 
 class Problem(BaseModel):
@@ -62,10 +78,13 @@ class UnavailableError(Exception):
     """A stage that the request needs did not answer."""
 
 
-def unavailable(error: Exception) -> UnavailableError:
-    """What to answer when a stage failed with `error`, which goes to the log."""
-    logger.error("A stage failed", exc_info=error)
-    return UnavailableError("A stage of the endpoint did not answer: send the request again in a moment.")
+NO_ANSWER = "A stage of the endpoint did not answer: send the request again in a moment."
+
+
+def unavailable(error: Exception, message: str = NO_ANSWER) -> UnavailableError:
+    """What to answer when a part of the endpoint failed with `error`, which goes to the log."""
+    logger.error("A part of the endpoint failed", exc_info=error)
+    return UnavailableError(message)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -140,5 +159,8 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal(request: Request, error: Exception) -> JSONResponse:
-    logger.error("Unexpected error at %s", request.url.path, exc_info=error)
-    return problem_response("internal", "Something unexpected went wrong; the endpoint's log has the details.")
+    """Answered outside of every middleware, so the headers that the guard sets elsewhere are set here."""
+    logger.error("Unexpected error at %s", getattr(request.scope.get("route"), "path", "no route"), exc_info=error)
+    response = problem_response("internal", EXAMPLES["internal"][0])
+    response.headers.update(SECURITY_HEADERS)
+    return response

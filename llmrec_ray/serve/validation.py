@@ -82,7 +82,7 @@ def _holds(sent: object, part: object) -> bool:
 
 
 def _kind(error: Error) -> str:
-    return KINDS[error["type"]].format(**error.get("ctx", {}))
+    return KINDS[error["type"]].replace("{expected}", str(error.get("ctx", {}).get("expected", "")))
 
 
 def _sentence(field: str, error: Error) -> str:
