@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import sys
 import threading
 from pathlib import Path
@@ -54,8 +55,9 @@ def _serve_graph(config: ServeConfig, release_uri: str, events: str) -> None:
     from llmrec_ray.cluster import connected
     from llmrec_ray.serve import start
 
-    with connected(num_cpus=NUM_CPUS), start(config, release_uri, events) as endpoint:
-        _announce(endpoint.url, endpoint.api_key)
+    api_key = secrets.token_urlsafe(24)
+    with connected(num_cpus=NUM_CPUS), start(config, release_uri, events, api_key=api_key) as endpoint:
+        _announce(endpoint.url, api_key)
         sys.stdin.read()
 
 
@@ -75,13 +77,13 @@ def _floor(release_uri: str, events: str) -> Any:
 
     app, limits = FastAPI(), RequestLimits()
     pipeline = Pipeline.of_release(load_release(release_uri), limits=limits)
-    store = EventStore(Path(events))
+    store = EventStore.open(Path(events))
 
     # Without `await` in it a request is computed at once: threads would only take turns.
     @app.post("/v1/recommend")
     async def recommend(request: Request) -> Response:
         who = [] if request.user_id is None else [request.user_id]
-        return pipeline.recommend([request], {user: store.newest(user, limits.max_history) for user in who})[0]
+        return pipeline.recommend([request], store.newest_of(who, limits.max_history))[0]
 
     @app.get("/v1/similar/{item_id}")
     async def similar(item_id: str, k: int = 10) -> list[Any]:

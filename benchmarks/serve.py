@@ -34,8 +34,6 @@ from contenders import CONTENDERS
 from processes import Contender
 from synthetic import SERVE, publish_synthetic
 
-from llmrec_ray.config import ServeConfig
-
 SCRIPT = Path(__file__).with_name("requests.lua")
 KINDS = ("known", "history", "filtered", "query", "steered", "similar", "events")
 CLIENTS = 32
@@ -103,7 +101,8 @@ def main() -> None:
 
 def measure(folder: Path, effort: Effort, kinds: Sequence[str]) -> dict[str, Any]:
     """All contenders on one Release, as the keys of the JSON line; the table is printed on the way."""
-    print(f"{_hardware()}\n{_versions()}\n", flush=True)
+    hardware = _hardware()
+    print(f"{hardware}\n{_versions()}\n", flush=True)
     release_uri = _release_uri(folder)
     with contextlib.ExitStack() as stack:
         running = {name: stack.enter_context(_start(name, release_uri, folder)) for name in CONTENDERS}
@@ -121,7 +120,7 @@ def measure(folder: Path, effort: Effort, kinds: Sequence[str]) -> dict[str, Any
     shipped = figures["shipped"]
     return {
         "rps": shipped["rps"], **ratios, "cpu_ms_per_request": shipped["cpu_ms_per_request"],
-        "errors": sum(load.errors for load in rounds["shipped"]), "hardware": _hardware(), "versions": _versions(),
+        "errors": sum(load.errors for load in rounds["shipped"]), "hardware": hardware, "versions": _versions(),
         "known": figures, "known_1_client": {name: load.figures() for name, load in alone.items()},
         "cpu_ms_by_process": _by_process(rounds["shipped"]), "kinds": others,
     }
@@ -136,7 +135,7 @@ def _release_uri(folder: Path) -> str:
 
 def _start(name: str, release_uri: str, folder: Path) -> Contender:
     # Ray gives a replica with less than two CPUs one thread for its linear algebra; so has the plain process.
-    config = {"gather": {"max_batch": 1}} if name == "defaults" and "gather" in ServeConfig.model_fields else {}
+    config = {"gather": {"max_batch": 1, "max_in_flight": 512}} if name == "defaults" else {}
     return Contender(name, release_uri, folder, config=config, environment={"OMP_NUM_THREADS": "1"})
 
 

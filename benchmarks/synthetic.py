@@ -133,12 +133,13 @@ def _write_bundle(recipe: Recipe, dataset: Dataset, root: str, size: Size, gener
     popularity = Popularity().fit(dataset.histories("train"), size.items)
     calibration = _calibration(dataset, model, vectors, text_vectors, popularity)
     weights: dict[SignalName, float] = {"neural": 0.4, "ncf": 0.3, "text": 0.2, "popularity": 0.1}
+    policy = FusionPolicy(weights=weights, candidates=recipe.retrieval.candidates)
+    base = WeightedFusion(calibration, {str(name): weight for name, weight in weights.items()})
     parts = BundleParts(
         recipe=recipe, users=dataset.users, items=dataset.items, item_titles=dataset.item_titles, model=model,
         encoder=encoder, text_vectors=text_vectors, text_center=np.zeros(size.text_size, np.float32),
         trained_center=None, item_vectors=vectors, ease=None, popularity=popularity, calibration=calibration,
-        policy=FusionPolicy(weights=weights, candidates=recipe.retrieval.candidates),
-        fusion=CorrectedFusion(WeightedFusion(calibration, weights), _correction(vectors, popularity, generator)),
+        policy=policy, fusion=CorrectedFusion(base, _correction(vectors, popularity, generator)),
     )
     return save_bundle(root, parts, parents={"dataset": dataset.id}, metrics={})
 
