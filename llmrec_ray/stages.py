@@ -226,7 +226,10 @@ def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = 
 def announce(endpoint: Endpoint) -> None:
     """Say where the endpoint listens, with its key and a command to paste."""
     logger.info("The endpoint listens at %s (documentation: %s/docs).", endpoint.url, endpoint.url)
-    logger.info("API key: %s", "the one in LLMREC_API_KEY" if endpoint.key_from_environment else endpoint.api_key)
+    key = "the one in LLMREC_API_KEY, or its owner's" if endpoint.key_from_environment else endpoint.api_key
+    logger.info("API key: %s", key)
+    if endpoint.made_admin_key:
+        logger.info("Admin key (for /v1/admin): %s", endpoint.admin_key)
     logger.info("Try: %s", endpoint.curl({"query": "a space adventure for children", "k": 5}))
     logger.info("Ctrl-C stops it.")
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -23,7 +22,8 @@ from ray.exceptions import RayError
 from llmrec_ray.cluster import set_serve_flags
 from llmrec_ray.config import ServeConfig
 from llmrec_ray.errors import ClusterError
-from llmrec_ray.serve.args import API_KEY_VARIABLE, ServeArgs, hash_key
+from llmrec_ray.serve.args import ServeArgs
+from llmrec_ray.serve.keys import API_KEY_VARIABLE, keys_for_start
 
 __all__ = ["Endpoint", "start"]
 
@@ -38,8 +38,13 @@ class Endpoint:
     """A running endpoint; use it in a `with` block, or call `stop`."""
 
     url: str
-    api_key: str = field(repr=False)
+    api_key: str | None = field(repr=False)
+    """None where only hashes of keys are configured."""
     release_id: str
+    admin_key: str | None = field(default=None, repr=False)
+    """For /v1/admin; None where only its hash is configured."""
+    made_admin_key: bool = False
+    """Whether the admin key was made just now, so that nobody has it yet."""
 
     def curl(self, body: dict[str, object]) -> str:
         """A command that asks for a recommendation, ready to paste."""
@@ -50,8 +55,8 @@ class Endpoint:
 
     @property
     def key_from_environment(self) -> bool:
-        """Whether the key is the one in LLMREC_API_KEY, so that it need not be shown again."""
-        return os.environ.get(API_KEY_VARIABLE) == self.api_key
+        """Whether the key is the one in LLMREC_API_KEY, or one that only its owner has: it need not be shown."""
+        return self.api_key is None or os.environ.get(API_KEY_VARIABLE) == self.api_key
 
     @property
     def _header(self) -> str:
@@ -91,7 +96,8 @@ def start(
 ) -> Endpoint:
     """Serve a Release on the Ray that is connected, and return when every stage is ready.
 
-    The key is `api_key`, else LLMREC_API_KEY, else a new random one. Raises ClusterError when the port is
+    The key is `api_key`, else LLMREC_API_KEY, else a new random one unless hashes are configured; the admin key is
+    LLMREC_ADMIN_KEY, else one of those configured, else a new random one. Raises ClusterError when the port is
     taken, Serve already runs there or the stages do not become ready, and what `load_release` raises.
     """
     assert ray.is_initialized(), "start() without a connected Ray. This is a bug."
@@ -104,11 +110,9 @@ def start(
     if _listens(config.host, config.port):
         message = f"Port {config.port} is taken: stop what listens there, or set serve.port to another."
         raise ClusterError(message)
-    key = api_key or os.environ.get(API_KEY_VARIABLE) or secrets.token_urlsafe(24)
-    stages = config.model_dump(exclude={"host", "port"})
-    args = ServeArgs(
-        release_uri=release_uri, events_folder=events_folder, api_key_sha256=hash_key(key), **stages
-    )
+    made = keys_for_start(config.keys, api_key)
+    settings = config.model_dump(exclude={"host", "port", "keys"})
+    args = ServeArgs(release_uri=release_uri, events_folder=events_folder, keys=made.keys, **settings)
     application = build(args)
     _check_serve_is_ours()
     url = f"http://{config.host}:{config.port}"
@@ -121,7 +125,10 @@ def start(
         if isinstance(error, (RayError, RuntimeError)):
             raise ClusterError(start_failure(url, str(error))) from error
         raise
-    return Endpoint(url=url, api_key=key, release_id=release_id)
+    return Endpoint(
+        url=url, api_key=made.api_key, release_id=release_id, admin_key=made.admin_key,
+        made_admin_key=made.made_admin_key,
+    )
 
 
 def start_failure(url: str, report: str) -> str:

@@ -1,0 +1,252 @@
+"""The deployment that decides which snapshot is served: it follows the pointer, verifies, and lets replicas switch.
+
+It has one replica and stands beside the way of requests: without it everything that is held goes on. It is the only
+writer of the log of changes to items. What to do when is in `switch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from llmrec_ray.changes import AddedItem, ChangeLog, Changes, ItemChange, NewItem, RemovedItem
+from llmrec_ray.config import FollowConfig
+from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, LlmrecError, RequestError
+from llmrec_ray.recommend import Encoder, Pipeline, Request
+from llmrec_ray.recommend.snapshot import Snapshot
+from llmrec_ray.release import Release, load_release, point_at, rollback_pointer
+from llmrec_ray.serve.replicas import open_snapshot
+from llmrec_ray.serve.switch import Orders, Report, SnapshotKey, Switch
+from llmrec_ray.types import FloatArray
+
+__all__ = ["Releases"]
+
+logger = logging.getLogger("ray.serve")
+
+SETTLE_ROUNDS = 3
+SWITCH_TIMEOUT_S = 120.0
+POLL_S = 0.1
+
+
+class Releases:
+    """See the module. `stages`: names of the deployments that must hold a snapshot before it is switched to."""
+
+    def __init__(self, release_uri: str, follow: FollowConfig, stages: Collection[str]) -> None:
+        self._uri, self._follow_config, self._stages = release_uri, follow, frozenset(stages)
+        self._switch: Switch | None = None
+        self._snapshot: Snapshot | None = None
+        self._first_report_s: float | None = None
+        self._tried = ""
+        self._pointer_error: str | None = None
+        self._changing = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+
+    async def report(self, report: Report) -> Orders:
+        """What a replica says about itself -> what it should hold."""
+        if self._following is None:
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+        switch = await self._settled(report)
+        return switch.report(report, monotonic())
+
+    async def status(self) -> dict[str, Any]:
+        """What is served, what is on its way, what was refused and why, and who holds what."""
+        switch = self._switch
+        if switch is None:
+            return {"active": None, "pending": None, "refused": {}, "replicas": {}, "pointer_error": None}
+        replicas: dict[str, list[list[str]]] = {}
+        for report in switch.replicas():
+            replicas.setdefault(report.stage, []).append(sorted(report.held))
+        return {
+            "active": switch.active.id,
+            "pending": None if switch.pending is None else switch.pending.id,
+            "refused": dict(switch.refused),
+            "replicas": replicas,
+            "pointer_error": self._pointer_error,
+        }
+
+    async def publish(self, release_id: str | None) -> dict[str, Any]:
+        """Point at a Release of the same folder, None for the one before the current, and wait until it is served.
+
+        Raises RequestError when there is no such Release, or it is refused.
+        """
+        try:
+            if release_id is None:
+                release = await asyncio.to_thread(rollback_pointer, self._uri)
+            else:
+                release = await asyncio.to_thread(point_at, self._uri, release_id)
+        except ArtifactError as error:
+            raise RequestError(str(error), field="release_id", code="not_found") from None
+        self._tried = ""
+        await self._look()
+        await self._wait(lambda key: key.release.id == release.id)
+        assert self._switch is not None, "a Release without a switch. This is a bug."
+        if self._switch.active.release.id != release.id:
+            refused = {name.partition("+")[0]: reason for name, reason in self._switch.refused.items()}
+            reason = refused.get(release.id, f"not every replica held it within {SWITCH_TIMEOUT_S:.0f} s")
+            raise RequestError(f"Release {release.id} is not served: {reason}.", field="release_id", code="refused")
+        return await self.status()
+
+    async def check_additions(self, items: Sequence[NewItem]) -> str:
+        """Id of the snapshot whose Encoder should read the texts. Raises RequestError."""
+        snapshot = await self._active_snapshot()
+        snapshot.catalogue.check_additions(items, has_encoder=snapshot.has_encoder)
+        return snapshot.id
+
+    async def add_items(self, items: Sequence[NewItem], vectors: FloatArray) -> str:
+        """Keep new items with their raw text vectors [n, T]; the snapshot's id, once every replica has them.
+
+        Raises RequestError for items that cannot be added.
+        """
+        async with self._changing:
+            snapshot = await self._active_snapshot()
+            snapshot.catalogue.check_additions(items, has_encoder=snapshot.has_encoder)
+            return await self._change([AddedItem.of(item, vector) for item, vector in zip(items, vectors, strict=True)])
+
+    async def remove_items(self, item_ids: Sequence[str]) -> str:
+        """Never show items again; returns once every replica knows, with the snapshot's id. Raises RequestError."""
+        async with self._changing:
+            (await self._active_snapshot()).catalogue.check_removals(item_ids)
+            return await self._change([RemovedItem(item_id=item_id) for item_id in item_ids])
+
+    def check_health(self) -> None:
+        """Asked by Serve; raises when the replica should be replaced."""
+        if self._following is not None and self._following.done():
+            raise RuntimeError("Releases has stopped following the pointer.")
+
+    async def _settled(self, report: Report) -> Switch:
+        """The switch; after a restart it begins with what the Ingress replicas answer with, else with the pointer."""
+        now = monotonic()
+        if self._first_report_s is None:
+            self._first_report_s = now
+        while self._switch is None:
+            if report.using:
+                self._begin(await asyncio.to_thread(self._key_of, report.using[-1]))
+            elif monotonic() - self._first_report_s > SETTLE_ROUNDS * self._follow_config.sync_s:
+                release = await asyncio.to_thread(load_release, self._uri)
+                version = await asyncio.to_thread(self._newest_version, release)
+                self._begin(SnapshotKey(release, version))
+            else:
+                await asyncio.sleep(self._follow_config.sync_s / 2)
+        return self._switch
+
+    def _begin(self, key: SnapshotKey) -> None:
+        if self._switch is None:
+            self._switch, self._tried = Switch(key, self._stages), key.release.id
+
+    def _key_of(self, snapshot_id: str) -> SnapshotKey:
+        release_id, _, version = snapshot_id.partition("+")
+        current = load_release(self._uri)
+        folder = self._uri.rpartition("/")[0]
+        release = current if current.id == release_id else load_release(f"{folder}/{release_id}.json")
+        return SnapshotKey(release, int(version or 0))
+
+    def _newest_version(self, release: Release) -> int:
+        return ChangeLog.of(self._uri, release.id).version()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._follow_config.pointer_s)
+            if self._switch is not None:
+                self._switch.tick(monotonic())
+                await self._look()
+
+    async def _look(self) -> None:
+        """Propose what the pointer names, once, when it is another Release than the last that was tried."""
+        assert self._switch is not None, "nothing to switch from. This is a bug."
+        async with self._changing:
+            try:
+                release = await asyncio.to_thread(load_release, self._uri)
+            except (LlmrecError, OSError) as error:
+                if self._pointer_error is None:
+                    logger.error("The pointer to the current Release cannot be followed: %s", error)
+                self._pointer_error = str(error)
+                return
+            self._pointer_error = None
+            if release.id != self._tried:
+                self._tried = release.id
+                await self._propose(release)
+
+    async def _propose(self, release: Release) -> None:
+        switch = self._switch
+        assert switch is not None, "nothing to switch from. This is a bug."
+        if release.id == switch.active.release.id:
+            switch.propose(switch.active, monotonic())
+            return
+        before = (await self._active_snapshot()).changes
+        try:
+            version = await asyncio.to_thread(self._verify, release, before)
+        except Exception as error:
+            switch.refuse(release.id, f"{type(error).__name__}: {error}")
+            return
+        switch.propose(SnapshotKey(release, version), monotonic())
+        await self._wait(lambda key: key.release.id == release.id)
+
+    def _verify(self, release: Release, before: Changes) -> int:
+        """Open everything with its hashes, carry changes over and answer a request; the newest version of changes."""
+        snapshot = Snapshot.open(release)
+        log = ChangeLog.of(self._uri, release.id)
+        version = log.version()
+        if version == 0 and (carried := _carried_over(before, snapshot)):
+            version = log.append(carried, after=0)
+        _check_answers(open_snapshot(self._uri, SnapshotKey(release, version), snapshot))
+        return version
+
+    async def _active_snapshot(self) -> Snapshot:
+        assert self._switch is not None, "nothing is active. This is a bug."
+        key = self._switch.active
+        if self._snapshot is None or self._snapshot.id != key.id:
+            base = self._snapshot if self._snapshot and self._snapshot.release.id == key.release.id else None
+            self._snapshot = await asyncio.to_thread(open_snapshot, self._uri, key, base)
+        return self._snapshot
+
+    async def _change(self, changes: Sequence[ItemChange]) -> str:
+        switch, snapshot = self._switch, await self._active_snapshot()
+        assert switch is not None, "nothing is active. This is a bug."
+        log = ChangeLog.of(self._uri, snapshot.release.id)
+        version = await asyncio.to_thread(lambda: log.append(changes, after=snapshot.changes.version))
+        key = SnapshotKey(snapshot.release, version)
+        switch.propose(key, monotonic())
+        if not await self._wait(lambda active: active.id == key.id):
+            reason = switch.refused.get(key.id, f"not every replica had it within {SWITCH_TIMEOUT_S:.0f} s")
+            raise RequestError(f"The items were kept, but are not served yet: {reason}.", field="items", code="refused")
+        return key.id
+
+    async def _wait(self, reached: Any) -> bool:
+        """Whether the active snapshot becomes what is wanted before nothing is pending any more, or time is up."""
+        switch = self._switch
+        assert switch is not None, "nothing is active. This is a bug."
+        deadline = monotonic() + SWITCH_TIMEOUT_S
+        while not reached(switch.active) and switch.pending is not None and monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        return bool(reached(switch.active))
+
+
+def _carried_over(before: Changes, snapshot: Snapshot) -> list[ItemChange]:
+    """Changes of the Release before that this one does not know: what was removed stays so, what was added goes on."""
+    catalogue = snapshot.catalogue
+    removed = [RemovedItem(item_id=item_id) for item_id in sorted(before.removed) if item_id in catalogue.items]
+    added = [
+        item for place, item in enumerate(before.added)
+        if place not in before.withdrawn and item.item_id not in catalogue.items
+    ]
+    if not added or not snapshot.has_encoder:
+        return [*removed]
+    vectors = Encoder(snapshot.texts).encode_items([item.text for item in added])
+    return [*removed, *(AddedItem.of(item, vector) for item, vector in zip(added, vectors, strict=True))]
+
+
+def _check_answers(snapshot: Snapshot) -> None:
+    """Raise ArtifactMismatchError when a known or an unknown user gets no answer, or one that is not finite."""
+    pipeline = Pipeline.of_snapshot(snapshot, with_encoder=False)
+    users = snapshot.catalogue.users
+    known = [Request(user_id=users.id(0), exclude_seen=False)] if len(users) else []
+    asked = [*known, Request(history=[])]
+    for request, answer in zip(asked, pipeline.recommend(asked), strict=True):
+        if not answer.items or not np.isfinite([item.score for item in answer.items]).all():
+            who = "a known user" if request.user_id else "an unknown user"
+            raise ArtifactMismatchError(f"{who} gets {len(answer.items)} items from release {snapshot.release.id}.")
