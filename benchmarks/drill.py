@@ -40,6 +40,8 @@ STEADY = Path(__file__).with_name("steady.py")
 DEPLOYMENTS = ("Retriever", "Reranker", "Encoder", "Ingress")
 OVERLOAD = ("status 429", "status 503")
 POLL_S = 0.2
+# Serve's autoscaler hears of the load every ten seconds unless told otherwise.
+HEAR_OFTEN = {f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1" for who in ("REPLICA", "HANDLE")}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def run_drill(folder: Path, pace: Pace) -> dict[str, Any]:
     config = _config(pace)
     pointer = str(folder / "work" / "releases" / "current.json")
     log, steady, crowd = Log(), folder / "steady.jsonl", folder / "crowd.jsonl"
-    with Contender("shipped", pointer, folder, config=config) as endpoint:
+    with Contender("shipped", pointer, folder, config=config, environment=HEAR_OFTEN) as endpoint:
         log.note("steady load begins")
         generator = _send(endpoint, steady, pace.seconds, f"--rate={pace.rate}")
         try:

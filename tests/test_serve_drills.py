@@ -20,7 +20,6 @@ def drill() -> dict:
     run = subprocess.run([sys.executable, str(DRILL), "--quick"], capture_output=True, text=True, timeout=390)
     lines = run.stdout.splitlines()
     assert lines and lines[-1].startswith("{"), run.stdout + run.stderr
-    print(run.stdout)
     return json.loads(lines[-1])
 
 
