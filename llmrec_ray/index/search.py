@@ -54,7 +54,7 @@ class HnswSearch:
     def __init__(self, item_vectors: FloatArray, graph: Any, ef_search: int) -> None:
         self.item_vectors = item_vectors
         self._graph = graph
-        self._graph.hnsw.efSearch = ef_search
+        self._ef_search = ef_search
 
     @classmethod
     def build(cls, item_vectors: FloatArray, config: IndexConfig) -> HnswSearch:
@@ -80,6 +80,10 @@ class HnswSearch:
 
         return cls(item_vectors, faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), ef_search)
 
+    def with_breadth(self, ef_search: int) -> HnswSearch:
+        """The same graph, searched more or less broadly."""
+        return HnswSearch(self.item_vectors, self._graph, ef_search)
+
     def save(self, path: Path) -> None:
         """Write the graph in FAISS's own format."""
         import faiss
@@ -88,11 +92,14 @@ class HnswSearch:
 
     def search(self, user_vectors: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
         """Rows and dot products, both [B, min(k, N)]; row -1 and score -inf where the graph found fewer."""
+        import faiss
+
         k = min(k, len(self.item_vectors))
         if not k:
             return np.empty((len(user_vectors), 0), np.int64), np.empty((len(user_vectors), 0), np.float32)
         queries = np.column_stack([user_vectors, np.zeros(len(user_vectors), np.float32)])
-        _, rows = self._graph.search(queries, k)
+        breadth = faiss.SearchParametersHNSW(efSearch=self._ef_search)
+        _, rows = self._graph.search(queries, k, params=breadth)
         scores = np.matmul(self.item_vectors[np.maximum(rows, 0)], user_vectors[:, :, None])[:, :, 0]
         scores = np.where(rows >= 0, scores, -np.inf).astype(np.float32)
         order = np.lexsort((rows, -scores), axis=1)

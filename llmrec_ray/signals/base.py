@@ -49,5 +49,7 @@ def history_matrix(histories: Histories, n_items: int, recency: float | None) ->
 
 
 def blank_without_history(scores: FloatArray, histories: Histories) -> FloatArray:
-    """Scores [B, N] with NaN for every user whose history is empty."""
+    """Scores [B, N] with NaN for every user whose history is empty; the same array where there is none."""
+    if histories.lengths.all():
+        return scores.astype(np.float32, copy=False)
     return np.where(histories.lengths[:, None] > 0, scores, np.nan).astype(np.float32)
