@@ -26,7 +26,7 @@ from llmrec_ray.signals import (
     to_text_space,
 )
 from llmrec_ray.train import TrainingInputs
-from llmrec_ray.train.cold import ColdStart
+from llmrec_ray.train.cold import ColdStart, fit_new_items
 
 
 def write_tiny_bundle(
@@ -53,6 +53,7 @@ def write_tiny_bundle(
     learned = catalogue_vectors(model, text_vectors)
     cold = ColdStart.of(dataset, text_vectors)
     cold_calibration = cold.calibrate(user_matrix(model, learned, train), train, learned, ease, text_vectors)
+    new_items = fit_new_items(recipe, dataset, text_vectors, learned, item_item=True)
     catalogue, ease = cold.fill(learned, ease)
     neural = user_matrix(model, catalogue, train) @ catalogue.T
     scores = {
@@ -69,7 +70,7 @@ def write_tiny_bundle(
             candidates=recipe.retrieval.candidates, cold_weights=recipe.fusion.cold_weights,
             cold_scale=recipe.fusion.cold_scale,
         ),
-        cold_rows=cold.rows, cold_calibration=cold_calibration, text_recency=TEXT_RECENCY,
+        cold_rows=cold.rows, new_items=new_items, cold_calibration=cold_calibration, text_recency=TEXT_RECENCY,
         profiles=None if profiles is None else ProfileMap.fit(
             encoder.encode(profiles, as_query=True), user_matrix(model, catalogue, train)[:, :-1], ridge=0.1
         ),

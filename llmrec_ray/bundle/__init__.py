@@ -12,8 +12,9 @@
 Shapes: B users, N items, C candidates, d embedding size, T text vector size. Knows nothing about Ray or HTTP.
 """
 
+from llmrec_ray.bundle.files import KNOWN_ITEMS
 from llmrec_ray.bundle.opened import Bundle, BundleTexts, read_signal_names
 from llmrec_ray.bundle.parts import BundleParts, save_bundle
 from llmrec_ray.bundle.scorer import Scorer
 
-__all__ = ["Bundle", "BundleParts", "BundleTexts", "Scorer", "read_signal_names", "save_bundle"]
+__all__ = ["KNOWN_ITEMS", "Bundle", "BundleParts", "BundleTexts", "Scorer", "read_signal_names", "save_bundle"]

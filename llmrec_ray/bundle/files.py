@@ -19,6 +19,7 @@ from llmrec_ray.signals import Calibration, Ease, FusionPolicy, NewItems, Popula
 from llmrec_ray.types import Columns, FloatArray
 
 __all__ = [
+    "KNOWN_ITEMS",
     "KeptFusion",
     "kept_fusion",
     "load_new_items",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 Loaded = TypeVar("Loaded")
+
+KNOWN_ITEMS = "known_items.parquet"
 
 
 def read_file(path: Path, load: Callable[[Path], Loaded]) -> Loaded:

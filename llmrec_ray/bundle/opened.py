@@ -17,6 +17,7 @@ from safetensors.torch import load_file as load_tensors
 from llmrec_ray.arrays import extended, map_arrays
 from llmrec_ray.artifact import Artifact, open_artifact
 from llmrec_ray.bundle.files import (
+    KNOWN_ITEMS,
     kept_fusion,
     load_new_items,
     load_signals,
@@ -80,7 +81,7 @@ class Bundle(Scorer):
             self.recipe.fusion.mode, kept.fusion, part(arrays, "fusion."), self.calibration,
             lambda settings, state: LearnedCorrection.from_state(settings, state, self.item_vectors),
         )
-        self.new_items = load_new_items(folder / "known_items.parquet", part(arrays, "new_items."), self.text_vectors)
+        self.new_items = load_new_items(folder / KNOWN_ITEMS, part(arrays, "new_items."), self.text_vectors)
         self._trained, self._added = self, AddedRows.none(self)
 
     @classmethod

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 
 from llmrec_ray.artifact import Artifact, create_artifact
+from llmrec_ray.bundle.files import KNOWN_ITEMS
 from llmrec_ray.config import Recipe
 from llmrec_ray.model import FusionRecommender
 from llmrec_ray.model.context import ContextFeatures
@@ -89,7 +90,7 @@ def save_bundle(
         save_arrays(_arrays(parts), folder / "arrays.safetensors")
         if parts.new_items is not None:
             known = pl.DataFrame({Columns.ITEM_ROW: parts.new_items.known, **parts.new_items.attributes}, strict=False)
-            known.write_parquet(folder / "known_items.parquet")
+            known.write_parquet(folder / KNOWN_ITEMS)
         if parts.context is not None:
             (folder / "context.json").write_text(parts.context.to_json(), encoding="utf-8")
         if parts.encoder is not None:

@@ -7,15 +7,17 @@ Knows no stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import polars as pl
 
-from llmrec_ray.artifact import open_artifact
-from llmrec_ray.bundle import Bundle, BundleTexts, read_signal_names
-from llmrec_ray.changes import Changes
+from llmrec_ray.artifact import Manifest, open_artifact
+from llmrec_ray.bundle import KNOWN_ITEMS, Bundle, BundleTexts, read_signal_names
+from llmrec_ray.changes import Changes, NewItem
 from llmrec_ray.data import Dataset
+from llmrec_ray.errors import RequestError
 from llmrec_ray.index import Index
 from llmrec_ray.recommend.catalogue import Catalogue, grown_attributes, hidden_rows
 from llmrec_ray.recommend.loading import check_published, open_bundle, open_dataset, open_index
@@ -69,6 +71,15 @@ class Snapshot:
     def has_encoder(self) -> bool:
         """Whether there is a text encoder; reads the Bundle's manifest."""
         return self._parts.has_encoder
+
+    def check_additions(self, items: Sequence[NewItem]) -> None:
+        """Raises RequestError for items that cannot be added, naming the first offending field."""
+        self.catalogue.check_additions(items, has_encoder=self.has_encoder)
+        if not self._parts.takes_items:
+            raise RequestError(
+                f"Release {self.release.id} keeps nothing by which new items could be told apart: train again with "
+                "this version to add items while serving.", field="items", code="not_supported",
+            )
 
     @property
     def texts(self) -> BundleTexts:
@@ -142,7 +153,14 @@ class _Parts:
         check_published(artifact, self.release.bundle, self.release)
         return read_signal_names(artifact)
 
-    @cached_property
+    @property
     def has_encoder(self) -> bool:
-        manifest = open_artifact(self.release.bundle.uri, "bundle", verify=False).manifest
-        return any(name.startswith("encoder/") for name in manifest.files)
+        return any(name.startswith("encoder/") for name in self._manifest.files)
+
+    @property
+    def takes_items(self) -> bool:
+        return KNOWN_ITEMS in self._manifest.files or self._manifest.config["fusion"]["item_vector"] != "id"
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return open_artifact(self.release.bundle.uri, "bundle", verify=False).manifest

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
-from llmrec_ray.signals import Calibration, ColdItems, Ease, ItemKernel, Propagation
+from llmrec_ray.signals import Calibration, ColdItems, Ease, ItemKernel, NewItems, Propagation
 from llmrec_ray.signals.base import history_matrix
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["ColdStart"]
+__all__ = ["ColdStart", "fit_new_items"]
 
 REHEARSED_SHARE = 0.1
 REHEARSAL_SEED = 0
@@ -82,6 +83,21 @@ class ColdStart:
         return Calibration.fit({
             name: np.where(known, np.nan, values).astype(np.float32) for name, values in scores.items()
         })
+
+
+def fit_new_items(
+    recipe: Recipe, dataset: Dataset, text_vectors: FloatArray | None, item_vectors: FloatArray, *, item_item: bool
+) -> NewItems | None:
+    """How learned item vectors [N, d + 1] carry over to items that come later, with their item-item columns or without.
+
+    None without texts, and with mode `feature`, where the learned model alone ranks new items.
+    """
+    if text_vectors is None or recipe.fusion.mode == "feature":
+        return None
+    counts = np.bincount(dataset.histories("train").item_rows, minlength=len(dataset.items))
+    attributes = {name: dataset.item_attributes[name].to_list() for name in dataset.item_attributes.columns}
+    nobody = np.empty(0, np.int64)
+    return NewItems.fit(text_vectors, attributes, counts, nobody, item_vectors, item_item=item_item)
 
 
 def _fill(propagation: Propagation, item_vectors: FloatArray, ease: Ease | None) -> tuple[FloatArray, Ease | None]:

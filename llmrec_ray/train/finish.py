@@ -36,7 +36,7 @@ from llmrec_ray.signals import (
     center,
     to_text_space,
 )
-from llmrec_ray.train.cold import ColdStart
+from llmrec_ray.train.cold import ColdStart, fit_new_items
 from llmrec_ray.train.fusing import fit_fusion
 from llmrec_ray.train.inputs import TrainingInputs, build_recommender
 from llmrec_ray.train.newcomers import profile_map
@@ -152,6 +152,7 @@ def _assemble(
         encoder=encoder, text_vectors=vectors, text_center=_center(text),
         trained_center=None if raw is None else raw[1], item_vectors=item_vectors, ease=item_item,
         popularity=popularity, calibration=fusion.calibration, cold_rows=cold.rows,
+        new_items=fit_new_items(recipe, dataset, vectors, learned, item_item=ease is not None),
         cold_calibration=_calibrate_cold(recipe, dataset, scorer, cold, (learned, ease, vectors)),
         policy=make_policy(recipe, scorer, fusion),
         profiles=None if raw is None else profile_map(dataset, scorer, _encoder(recipe, trained)),
