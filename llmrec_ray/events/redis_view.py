@@ -3,15 +3,17 @@
     llmrec:events:user:<user_id>    sorted set of a user's newest items
     llmrec:events:id:<digest>       an event id that was seen in the last days
     llmrec:events:at:<node>         hash: log file -> bytes of it that are in this Redis
-    llmrec:events:nodes             hash: node -> bytes of its log that are in this Redis; absent in a fresh one
+    llmrec:events:nodes             hash: node -> the run of Redis in which all of its log was there
 
 What is added and how far that brings a log file change in one script, so that whatever a Redis holds, be it empty or
-an old snapshot, it says itself from where a log must be read again. One Redis with its replicas, not Redis Cluster.
+an old snapshot, it says itself from where a log must be read again. A Redis that was started anew has another run id
+than the marks in `nodes`, one that was emptied has no marks. One Redis with its replicas, not Redis Cluster.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,35 +28,35 @@ PREFIX = b"llmrec:events:"
 NODES = PREFIX + b"nodes"
 ID_DAYS = 7
 DAY_S = 86_400
-TIES = 1024  # places within a millisecond: milliseconds x TIES stays a whole number of a float64 until 2248
 
-# KEYS: nodes, at:<node>. ARGV: node, file, start, end, max_history, seconds an id is kept, prefix; then per event
-# digest, user, millisecond, item. Returns where the file then stands, and the node's bytes.
+# KEYS: at:<node>. ARGV: file, start, end, max_history, seconds an id is kept, prefix; then per event digest, user,
+# millisecond, item. Returns where the file then stands. A score has 1024 places for events of one millisecond, in order
+# of arrival; that stays a whole number of a float64 until the year 2248.
 ADD = """
-local file, start, finish, longest, keep_s = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local at = redis.call('HGET', KEYS[2], file) or '0'
+local file, start, finish, longest, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local at = redis.call('HGET', KEYS[1], file) or '0'
 if at ~= start then
-    return {tonumber(at), tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')}
+    return tonumber(at)
 end
 local touched = {}
-for i = 8, #ARGV, 4 do
-    local digest, user, base = ARGV[i], ARGV[7] .. 'user:' .. ARGV[i + 1], tonumber(ARGV[i + 2]) * 1024
-    local member = digest .. ARGV[i + 3]
-    local is_new = true
-    if keep_s > 0 then
-        is_new = redis.call('SET', ARGV[7] .. 'id:' .. digest, '', 'NX', 'EX', keep_s)
-    end
-    if is_new and not redis.call('ZSCORE', user, member) then
-        local place = math.min(redis.call('ZCOUNT', user, base, base + 1023), 1023)
-        redis.call('ZADD', user, string.format('%.0f', base + place), member)
+for i = 7, #ARGV, 4 do
+    local digest, user, base = ARGV[i], ARGV[6] .. 'user:' .. ARGV[i + 1], tonumber(ARGV[i + 2]) * 1024
+    local member, id = digest .. ARGV[i + 3], ARGV[6] .. 'id:' .. digest
+    if redis.call('EXISTS', id) == 0 and not redis.call('ZSCORE', user, member) then
+        local last = redis.call('ZREVRANGEBYSCORE', user, base + 1023, base, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+        local score = last and math.min(tonumber(last) + 1, base + 1023) or base
+        redis.call('ZADD', user, string.format('%.0f', score), member)
         touched[user] = true
+    end
+    if keep_s > 0 then
+        redis.call('SET', id, '', 'NX', 'EX', keep_s)  -- last: a script that fails half way is run again
     end
 end
 for user in pairs(touched) do
     redis.call('ZREMRANGEBYRANK', user, 0, -longest - 1)
 end
-redis.call('HSET', KEYS[2], file, finish)
-return {tonumber(finish), redis.call('HINCRBY', KEYS[1], ARGV[1], tonumber(finish) - tonumber(start))}
+redis.call('HSET', KEYS[1], file, finish)
+return tonumber(finish)
 """
 
 
@@ -75,15 +77,17 @@ class RedisView:
                 "serve.events.redis_url is set, but the Python package redis is not there: install llmrec_ray[serve]."
             ) from None
         self.place = _place(url)
+        self.run_id = ""
         self._max_history = max_history
-        self._errors = (redis.RedisError, OSError)
+        self._errors, self._restarted = (redis.RedisError, OSError), redis.ConnectionError
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), protocol=2
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0), protocol=2,
+            redis_connect_func=self._greet,
         )
         self._add = self._redis.register_script(ADD)
 
-    def newest_of(self, user_ids: Sequence[str], n: int) -> tuple[dict[str, list[str]], dict[str, int]]:
-        """Item ids of each user's newest `n` events, oldest first; and how much of each node's log this Redis has."""
+    def newest_of(self, user_ids: Sequence[str], n: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """Item ids of each user's newest `n` events, oldest first; and the marks of the nodes."""
         with self._answering():
             pipeline = self._redis.pipeline(transaction=False)
             for user_id in user_ids:
@@ -94,7 +98,7 @@ class RedisView:
             user_id: [member[DIGEST_BYTES:].decode() for member in members]
             for user_id, members in zip(user_ids, lists, strict=True)
         }
-        return newest, _numbers(nodes)
+        return newest, _texts(nodes)
 
     def known(self, events: Sequence[Event]) -> set[str]:
         """Ids, of those of the events, that some node recorded in the last days."""
@@ -102,33 +106,50 @@ class RedisView:
             found = self._redis.mget([PREFIX + b"id:" + event.digest for event in events])
         return {event.event_id for event, value in zip(events, found, strict=True) if value is not None}
 
-    def add(self, node: str, file: str, start: int, end: int, events: Sequence[Event]) -> tuple[int, int]:
+    def add(self, node: str, file: str, start: int, end: int, events: Sequence[Event]) -> int:
         """Add the events of `start` to `end` of a log file, if the file stands at `start` in this Redis.
 
-        Returns where the file stands afterwards (`end` unless somebody else moved it, or Redis lost something), and
-        how many bytes of the node's log are there.
+        Returns where the file stands afterwards: `end`, unless somebody else moved it or Redis lost something.
         """
-        fields: list[bytes | str | int] = [node, file, start, end, self._max_history, _keep_s(file), PREFIX]
+        fields: list[bytes | str | int] = [file, start, end, self._max_history, _keep_s(file), PREFIX]
         for event in events:
             fields += event.digest, event.user_id, event.millisecond, event.item_id
         with self._answering():
-            at, total = self._add(keys=[NODES, _at_key(node)], args=fields)
-        return int(at), int(total)
+            return int(self._add(keys=[_at_key(node)], args=fields))
 
     def positions(self, node: str) -> dict[str, int]:
         """How many bytes of each of a node's log files are in this Redis."""
         with self._answering():
-            return _numbers(self._redis.hgetall(_at_key(node)))
+            return {file: int(at) for file, at in _texts(self._redis.hgetall(_at_key(node))).items()}
 
-    def totals(self) -> dict[str, int]:
-        """How many bytes of each node's log were added to this Redis."""
+    def nodes(self) -> dict[str, str]:
+        """The marks: for each node the run of Redis in which all of its log was there."""
         with self._answering():
-            return _numbers(self._redis.hgetall(NODES))
+            return _texts(self._redis.hgetall(NODES))
+
+    def mark(self, node: str, run_id: str) -> None:
+        """Say that all of a node's log is there."""
+        with self._answering():
+            self._redis.hset(NODES, node, run_id)
+
+    def unmark(self, nodes: Sequence[str]) -> None:
+        """Forget nodes until they come back."""
+        with self._answering():
+            self._redis.hdel(NODES, *nodes)
 
     def close(self) -> None:
         """Close the connections."""
         with contextlib.suppress(*self._errors):
             self._redis.close()
+
+    def _greet(self, connection: Any) -> None:
+        """Begin a connection. What other connections knew of a Redis that was started anew since counts no more."""
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        found = re.search(rb"run_id:(\w+)", connection.read_response())
+        before, self.run_id = self.run_id, found[1].decode() if found else ""
+        if before and before != self.run_id:
+            raise self._restarted("it was started anew")
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -152,8 +173,8 @@ def _at_key(node: str) -> bytes:
     return PREFIX + b"at:" + node.encode()
 
 
-def _numbers(fields: Any) -> dict[str, int]:
-    return {name.decode(): int(value) for name, value in fields.items()}
+def _texts(fields: Any) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
 def _keep_s(file: str) -> int:

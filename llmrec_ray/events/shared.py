@@ -1,8 +1,8 @@
 """The shared view: keeps Redis filled from this machine's log, and says at once when it cannot be trusted.
 
-While it is `up`, Redis holds every event that this machine acknowledged, and as much of every other machine's log as
-was ever seen there. The first answer that fails, is late, or shows that Redis lost something takes it down: requests
-then no longer wait for Redis. A thread of its own brings what is missing and takes it up again.
+While it is up, Redis holds every event that this machine acknowledged, and all of every other machine's log that was
+seen there. The first answer that fails, is late, or shows that Redis lost something takes it down: requests then no
+longer wait for Redis. A thread of its own brings what is missing and takes it up again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class SharedView:
         self._recording = recording
         self._rebuilding = log.folder.parent / "redis.lock"
         self.down_because: str | None = "it has not been reached yet"
-        self._seen: dict[str, int] = {}
-        self._seen_lock = threading.Lock()
+        self._nodes = frozenset({node})
         self._settle_until: float | None = None
         self._full_check_at = 0.0
         self._wake, self._checked = threading.Event(), threading.Event()
@@ -61,15 +60,15 @@ class SharedView:
 
     def newest_of(self, user_ids: Sequence[str], n: int) -> dict[str, list[str]]:
         """Item ids of each user's newest `n` events, oldest first. Raises RedisDownError."""
-        self._need_up()
-        before = self._seen
+        if self.down_because is not None:
+            raise RedisDownError(self.down_because)
+        run_id = self._redis.run_id
         try:
-            newest, totals = self._redis.newest_of(user_ids, n)
-            self._need_all(before, totals)
+            newest, marks = self._redis.newest_of(user_ids, n)
+            self._need_all(marks, run_id)
         except RedisDownError as error:
             self._take_down(str(error))
             raise
-        self._see(before, totals)
         return newest
 
     def known(self, events: Sequence[Event]) -> set[str]:
@@ -86,15 +85,12 @@ class SharedView:
         """Show a span of the log to everybody; what does not arrive is brought later."""
         if self.down_because is not None:
             return
-        before = self._seen
         try:
-            at, total = self._redis.add(self._node, span.file.name, span.start, span.end, events)
+            at = self._redis.add(self._node, span.file.name, span.start, span.end, events)
         except RedisDownError as error:
             self._take_down(str(error))
             return
-        if at == span.end:
-            self._see(before, {**before, self._node: total})
-        else:
+        if at != span.end:
             self._take_down(f"it has {at} bytes of {span.file.name}, which has {span.end}")
 
     def close(self) -> None:
@@ -104,23 +100,12 @@ class SharedView:
         self._thread.join()
         self._redis.close()
 
-    def _need_up(self) -> None:
-        if self.down_because is not None:
-            raise RedisDownError(self.down_because)
-
-    def _need_all(self, seen: dict[str, int], totals: dict[str, int]) -> None:
-        lost = [node for node, size_bytes in seen.items() if totals.get(node, 0) < size_bytes]
-        if lost:
-            raise RedisDownError(f"it lost events of {len(lost)} of {len(seen)} nodes")
-
-    def _see(self, before: dict[str, int], totals: dict[str, int]) -> None:
-        """Remember how much was there, unless that was begun anew since `before`."""
-        if totals == before:
-            return
-        with self._seen_lock:
-            seen = self._seen
-            if all(seen.get(node, 0) >= size_bytes for node, size_bytes in before.items()):
-                self._seen = {node: max(totals.get(node, 0), seen.get(node, 0)) for node in {*totals, *seen}}
+    def _need_all(self, marks: dict[str, str], run_id: str) -> None:
+        """Raise RedisDownError unless all of the log of every node that was ever seen is there."""
+        self._nodes = self._nodes.union(marks)
+        lacking = [node for node in self._nodes if marks.get(node) != run_id]
+        if lacking:
+            raise RedisDownError(f"it lacks events of {len(lacking)} of {len(self._nodes)} nodes")
 
     def _take_down(self, reason: str) -> None:
         if self.down_because != reason:
@@ -146,18 +131,14 @@ class SharedView:
     def _check(self) -> None:
         """Look whether Redis still has everything; if not, bring it. Raises RedisDownError."""
         if self.down_because is None:
-            before = self._seen
-            totals = self._redis.totals()
-            self._need_all(before, totals)
-            self._see(before, totals)
+            run_id = self._redis.run_id
+            self._need_all(self._redis.nodes(), run_id)
             if monotonic() < self._full_check_at:
                 return
         with file_lock(self._rebuilding):  # one process of a machine is enough
             self._bring()
         with self._recording:
-            totals = self._redis.totals()
-            self._bring()
-            self._take_up(totals)
+            self._take_up()
 
     def _bring(self) -> None:
         """Add what Redis lacks of this machine's log."""
@@ -167,23 +148,34 @@ class SharedView:
                 self._bring_file(self._log.folder / name, there.get(name, 0), size_bytes)
 
     def _bring_file(self, file: Path, start: int, end: int) -> None:
-        while start < end and not self._closing:
+        while start < end:
+            if self._closing:
+                raise RedisDownError("the store is being closed")
             lines = itertools.takewhile(lambda line: line[1] <= end, self._log.read(file, start))
             chunk = list(itertools.islice(lines, CHUNK))
             assert chunk, f"nothing between bytes {start} and {end} of {file}. This is a bug."
-            start, _ = self._redis.add(self._node, file.name, start, chunk[-1][1], [event for event, _ in chunk])
+            start = self._redis.add(self._node, file.name, start, chunk[-1][1], [event for event, _ in chunk])
 
-    def _take_up(self, totals: dict[str, int]) -> None:
+    def _take_up(self) -> None:
+        run_id = self._redis.run_id
+        self._bring()
+        self._redis.mark(self._node, run_id)
+        self._await_others(run_id)
         if self.down_because is not None:
-            self._await_others(totals)
             logger.info("The events in Redis at %s are complete.", self.place)
-            with self._seen_lock:
-                self._seen = totals
         self._full_check_at = monotonic() + FULL_CHECK_S
         self.down_because = None
 
-    def _await_others(self, totals: dict[str, int]) -> None:
-        """Give the other nodes time to bring theirs; but a node may be gone for good."""
-        self._settle_until = self._settle_until or monotonic() + SETTLE_S
-        if monotonic() < self._settle_until:
-            self._need_all({node: size for node, size in self._seen.items() if node != self._node}, totals)
+    def _await_others(self, run_id: str) -> None:
+        """Give the other nodes time to bring theirs; but a node may be gone for good, and then its mark goes too."""
+        marks = self._redis.nodes()
+        try:
+            self._need_all(marks, run_id)
+        except RedisDownError:
+            self._settle_until = self._settle_until or monotonic() + SETTLE_S
+            if monotonic() < self._settle_until:
+                raise
+            gone = [node for node in self._nodes if marks.get(node) != run_id]
+            logger.warning("%d nodes do not bring their events to Redis at %s any more.", len(gone), self.place)
+            self._redis.unmark(gone)
+            self._nodes = self._nodes.difference(gone)

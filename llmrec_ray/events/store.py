@@ -83,6 +83,8 @@ class EventStore:
 
         Raises EventViewError while Redis is away or being filled; its `newest` is what this machine knows.
         """
+        if n < 1:
+            return {user_id: [] for user_id in user_ids}
         if self._shared is None:
             return self._local_newest(user_ids, n)
         try:
