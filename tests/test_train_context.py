@@ -15,7 +15,7 @@ from llmrec_ray.config import Recipe, RequestLimits
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.model import catalogue_vectors, user_matrix
 from llmrec_ray.model.context import ContextFeatures
-from llmrec_ray.recommend import Request
+from llmrec_ray.recommend import Catalogue, Request
 from llmrec_ray.recommend.resolver import Resolver
 from llmrec_ray.train import TrainingInputs
 from llmrec_ray.train.inputs import build_module
@@ -87,7 +87,7 @@ def test_a_bundle_keeps_the_encoders_and_scores_with_features_and_time(bundle, d
 
 def test_a_request_is_asked_at_the_time_when_it_comes_whoever_makes_it(bundle, dataset):
     resolver = Resolver(
-        dataset, "one", signals=bundle.signal_names, has_encoder=True, limits=RequestLimits()
+        Catalogue.of(dataset), "one", signals=bundle.signal_names, has_encoder=True, limits=RequestLimits()
     )
     before = int(time.time())
     batch = resolver.resolve([Request(user_id=dataset.users.id(0)), Request(history=["i001"])], {})

@@ -41,22 +41,25 @@ def _reasons(ranked: Ranked, place: int, items: Vocabulary, titles: Sequence[str
     """`shares`, `sources` and `because` of each item of one explained request."""
     shares = {name: _rounded(share[place]) for name, share in ranked.shares.items()}
     sources = {name: marks[place].tolist() for name, marks in ranked.sources.items()}
-    for column, _ in enumerate(ranked.item_rows[ranked.explained[place]]):
+    because = _because(ranked, place, items, titles)
+    for column in range(ranked.item_rows.shape[1]):
         yield {
             "shares": {name: share[column] for name, share in shares.items()},
             "sources": [name for name, marks in sources.items() if marks[column]],
-            "because": _because(ranked, place, column, items, titles),
+            "because": because[column],
         }
 
 
-def _because(ranked: Ranked, place: int, column: int, items: Vocabulary, titles: Sequence[str]) -> list[Item]:
+def _because(ranked: Ranked, place: int, items: Vocabulary, titles: Sequence[str]) -> list[list[Item]]:
     if ranked.because is None:
-        return []
-    rows = ranked.because.item_rows[place, column].tolist()
-    similarities = _rounded(ranked.because.similarities[place, column])
+        return [[] for _ in range(ranked.item_rows.shape[1])]
+    nearest, similarities = ranked.because.item_rows[place].tolist(), _rounded(ranked.because.similarities[place])
     return [
-        {"item_id": items.id(row), "title": titles[row], "similarity": similarity}
-        for row, similarity in zip(rows, similarities, strict=True) if row >= 0
+        [
+            {"item_id": items.id(row), "title": titles[row], "similarity": similarity}
+            for row, similarity in zip(*found, strict=True) if row >= 0
+        ]
+        for found in zip(nearest, similarities, strict=True)
     ]
 
 

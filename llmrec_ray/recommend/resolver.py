@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
 
 from llmrec_ray.config import RequestLimits, SignalName
-from llmrec_ray.data import Dataset
 from llmrec_ray.errors import RequestError
 from llmrec_ray.recommend.batch import Ranked, RequestBatch
+from llmrec_ray.recommend.catalogue import Catalogue
+from llmrec_ray.recommend.facets import facets_of
+from llmrec_ray.recommend.filters import check_filters
 from llmrec_ray.recommend.listing import listed
-from llmrec_ray.recommend.messages import Request, Response, SimilarItem
+from llmrec_ray.recommend.messages import (
+    About,
+    Facet,
+    NamedItem,
+    Request,
+    Response,
+    SimilarItem,
+    UserHistory,
+    UserSummary,
+)
 from llmrec_ray.recommend.weights import is_cold
+from llmrec_ray.signals import FusionPolicy
 from llmrec_ray.text import clean_text
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
@@ -29,7 +44,7 @@ class Resolver:
 
     def __init__(
         self,
-        dataset: Dataset,
+        catalogue: Catalogue,
         release_id: str,
         *,
         signals: Collection[str],
@@ -37,14 +52,31 @@ class Resolver:
         limits: RequestLimits,
     ) -> None:
         self.release_id = release_id
-        self._users = dataset.users
-        self._items = dataset.items
-        self._titles = dataset.item_titles
-        self._attributes = tuple(dataset.item_attributes.columns)
-        self._histories = dataset.histories("test")
+        self._catalogue = catalogue
+        self._users, self._items, self._titles = catalogue.users, catalogue.items, catalogue.titles
+        self._attributes = catalogue.attributes
         self._signals = signals
         self._has_encoder = has_encoder
         self._limits = limits
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError naming the field that is wrong."""
+        if all(given is None for given in (request.user_id, request.history, request.query, request.profile)):
+            raise RequestError(
+                "The request says nothing about who asks or what for: give at least one of user_id, history, "
+                "query and profile.", field="user_id",
+            )
+        self.check_k(request.k)
+        n_history, limit = len(request.history or ()), self._limits.max_history
+        if n_history > limit:
+            message = f"history has {n_history} items; at most {limit} are read: send the newest."
+            raise RequestError(message, field="history")
+        for field, text in (("query", request.query), ("profile", request.profile)):
+            if text is not None:
+                self._check_text(field, text)
+        check_filters(request.filters, self._attributes)
+        if request.weights is not None:
+            self._check_weights(request.weights)
 
     def resolve(self, requests: Sequence[Request], recent: Mapping[str, Sequence[str]]) -> RequestBatch:
         """Rows for B requests; `recent` maps a user id to item ids of events after the Dataset, oldest first.
@@ -52,7 +84,7 @@ class Resolver:
         Raises RequestError naming the offending field.
         """
         for request in requests:
-            self._check(request)
+            self.check(request)
         rows = self._users.rows(request.user_id or "" for request in requests)
         pasts = [self._past(request, int(row), recent) for request, row in zip(requests, rows, strict=True)]
         return RequestBatch(
@@ -109,9 +141,43 @@ class Resolver:
             for request, items, is_known, nothing in zip(requests, lists, known, cold, strict=True)
         ]
 
+    def users(self, prefix: str, n: int) -> list[UserSummary]:
+        """The first n users whose id begins with `prefix`, in the order of their ids."""
+        start = bisect_left(self._sorted_users, prefix)
+        found = takewhile(lambda user_id: user_id.startswith(prefix), islice(self._sorted_users, start, start + n))
+        return [
+            UserSummary(user_id=user, events=len(self._catalogue.history(self._users.row(user)))) for user in found
+        ]
+
+    def history(self, user_id: str, recent: Sequence[str], n: int) -> UserHistory:
+        """The newest n items of a user, with those of events after the Dataset, which come oldest first."""
+        row = self._users.row(user_id)
+        past = self._past(Request(user_id=user_id), row, {user_id: recent})
+        newest = [int(item) for item in past[::-1][:n]]
+        items = [NamedItem(item_id=self._items.id(item), title=self._titles[item]) for item in newest]
+        return UserHistory(user_id=user_id, known=row >= 0, items=items, total=len(past))
+
+    def about(self, name: str, published_at: str, policy: FusionPolicy) -> About:
+        """What is served, and what requests may ask of it."""
+        return About(
+            release=self.release_id, name=name, published_at=published_at, users=len(self._users),
+            items=len(self._items), has_encoder=self._has_encoder, signals=sorted(self._signals),
+            weights={str(signal): weight for signal, weight in policy.weights.items()},
+            max_weight=self._limits.max_weight, max_k=self._limits.max_k,
+            max_text_chars=self._limits.max_text_chars, facets=self._facets,
+        )
+
+    @cached_property
+    def _facets(self) -> list[Facet]:
+        return facets_of(self._attributes)
+
+    @cached_property
+    def _sorted_users(self) -> list[str]:
+        return sorted(self._users)
+
     def item_row(self, item_id: str) -> int:
         """Row of an item. Raises RequestError with the code `not_found`."""
-        row = self._items.row(item_id)
+        row = self._catalogue.shown(item_id)
         if row < 0:
             message = f"There is no item {item_id!r} in release {self.release_id}."
             raise RequestError(message, field="item_id", code="not_found")
@@ -139,30 +205,12 @@ class Resolver:
 
         The histories of training hold no item twice, and events that were ingested since are in the log too.
         """
-        stored = self._histories[user_row] if user_row >= 0 else _NOTHING
+        stored = self._catalogue.history(user_row) if user_row >= 0 else _NOTHING
         later = recent.get(request.user_id, ()) if request.user_id is not None else ()
         if not later and not request.history:
             return stored
         past = [*stored.tolist(), *self._items.known_rows([*later, *(request.history or ())]).tolist()]
         return list(dict.fromkeys(reversed(past)))[::-1]
-
-    def _check(self, request: Request) -> None:
-        if all(given is None for given in (request.user_id, request.history, request.query, request.profile)):
-            raise RequestError(
-                "The request says nothing about who asks or what for: give at least one of user_id, history, "
-                "query and profile.", field="user_id",
-            )
-        self.check_k(request.k)
-        n_history, limit = len(request.history or ()), self._limits.max_history
-        if n_history > limit:
-            message = f"history has {n_history} items; at most {limit} are read: send the newest."
-            raise RequestError(message, field="history")
-        for field, text in (("query", request.query), ("profile", request.profile)):
-            if text is not None:
-                self._check_text(field, text)
-        self._check_filters(request)
-        if request.weights is not None:
-            self._check_weights(request.weights)
 
     def _check_text(self, field: str, text: str) -> None:
         if not clean_text(text):
@@ -176,15 +224,6 @@ class Resolver:
                 f"Release {self.release_id} has no text encoder, so {field} cannot be used: leave it out.",
                 field=field, code="not_supported",
             )
-
-    def _check_filters(self, request: Request) -> None:
-        for name in request.filters.attributes:
-            if name not in self._attributes:
-                known = ", ".join(self._attributes) or "none"
-                raise RequestError(
-                    f"There is no item attribute {name!r} to filter by; there are: {known}.",
-                    field=f"filters.attributes.{name}",
-                )
 
     def _check_weights(self, weights: Mapping[SignalName, float]) -> None:
         if not any(weights.values()):
