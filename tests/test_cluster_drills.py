@@ -83,7 +83,7 @@ def test_serve_deploy_starts_the_application_that_serve_config_yaml_describes(he
     deployed["applications"][0]["args"] |= {
         "release_uri": str(tmp_path / "work" / "releases" / "current.json"),
         "events_folder": str(tmp_path / "work" / "events"),
-        "api_key_sha256": hashlib.sha256(b"a-key-for-this-test").hexdigest(),
+        "keys": [{"name": "test", "sha256": hashlib.sha256(b"a-key-for-this-test").hexdigest()}],
     }
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(deployed))
     serve = str(Path(sys.executable).parent / "serve")

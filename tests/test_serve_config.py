@@ -10,9 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from llmrec_ray.config import AppConfig, ServeConfig
-from llmrec_ray.errors import ClusterError, ConfigError
+from llmrec_ray.errors import ClusterError
 from llmrec_ray.serve import Endpoint, ServeArgs, run
-from llmrec_ray.serve.args import hash_key, key_matches, resolve_key_hash
 from llmrec_ray.serve.replicas import EncoderReplica
 from llmrec_ray.serve.run import start_failure
 
@@ -46,7 +45,7 @@ def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_r
 
     file = tmp_path / "release.json"
     file.write_text(tiny_release.model_dump_json())
-    args = {"release_uri": str(file), "events_folder": str(tmp_path), "api_key_sha256": "0" * 64}
+    args = {"release_uri": str(file), "events_folder": str(tmp_path), "keys": [{"name": "shop", "sha256": "0" * 64}]}
     application = call_user_app_builder_with_args_if_necessary(build, args)
     ingress = application._bound_deployment
     stages = [bound._bound_deployment for bound in ingress.init_args[3:]]
@@ -55,7 +54,7 @@ def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_r
 
 
 @pytest.mark.parametrize("wrong", [
-    {"colour": 1}, {"api_key_sha256": "plain text"}, {"ingress": {"replicas": 3}}, {"limits": {"max_k": 0}},
+    {"colour": 1}, {"keys": [{"name": "shop", "sha256": "plain text"}]}, {"ingress": {"replicas": 3}}, {"limits": {"max_k": 0}},
 ])
 def test_a_wrong_argument_is_refused(wrong):
     with pytest.raises(ValidationError):
@@ -102,25 +101,7 @@ def test_a_serve_that_does_not_start_is_explained_in_one_sentence():
 
 def test_a_recipe_configures_everything_that_the_application_takes():
     assert ServeConfig.model_fields.keys() - {"host", "port"} == AppConfig.model_fields.keys()
-    assert ServeArgs.model_fields.keys() - AppConfig.model_fields.keys() == {*ARGS, "api_key_sha256"}
-
-
-def test_the_key_comes_from_the_arguments_or_the_environment_and_only_its_hash_is_kept(monkeypatch):
-    monkeypatch.setenv("LLMREC_API_KEY", "from outside")
-    assert resolve_key_hash(ServeArgs(**ARGS)) == hash_key("from outside")
-    assert resolve_key_hash(ServeArgs(**ARGS, api_key_sha256=hash_key("mine"))) == hash_key("mine")
-    assert key_matches("mine", hash_key("mine"))
-    assert not key_matches("Mine", hash_key("mine"))
-
-
-def test_an_endpoint_without_a_key_is_not_built(monkeypatch):
-    monkeypatch.delenv("LLMREC_API_KEY", raising=False)
-    with pytest.raises(ConfigError) as caught:
-        resolve_key_hash(ServeArgs(**ARGS))
-    assert str(caught.value) == (
-        "The endpoint has no API key: set api_key_sha256 in the arguments (`printf %s KEY | sha256sum`), or "
-        "LLMREC_API_KEY in the environment."
-    )
+    assert ServeArgs.model_fields.keys() - AppConfig.model_fields.keys() == {*ARGS}
 
 
 def test_an_endpoint_that_does_not_become_ready_is_named(monkeypatch):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmrec_ray.config import ApiKey, RequestLimits
+from llmrec_ray.config import RequestLimits
 from llmrec_ray.serve.keys import ADMIN_KEY_VARIABLE, Keyring
 from llmrec_ray.serve.problems import SECURITY_HEADERS, problem_response
 
@@ -50,19 +49,11 @@ class Guard:
         if scope["type"] != "http":
             await _close(scope, send)
             return
-        settings, send = _adapted(self._settings()), _with_headers(send, _path(scope))
+        settings, send = self._settings(), _with_headers(send, _path(scope))
         if refusal := _refusal(scope, settings):
             await refusal(scope, receive, send)
         else:
             await self._app(scope, _limited(receive, settings.limits), send)
-
-
-def _adapted(ingress: Any) -> Any:
-    """TRANSITION, until Ingress has `keyring` and `limits`."""
-    if hasattr(ingress, "keyring"):
-        return ingress
-    limits = RequestLimits(max_body_bytes=ingress.max_body_bytes)
-    return SimpleNamespace(keyring=Keyring([ApiKey(name="api", sha256=ingress.key_hash)]), limits=limits)
 
 
 async def _close(scope: Scope, send: Send) -> None:
