@@ -2,7 +2,8 @@
 
 Ray's agent on every node serves them with the prefix `ray_`, and `llmrec_` names them as this program's.
 Labels come from small, fixed sets (stages, sources, routes, releases); ids of people or items never become
-one. Recording costs about two microseconds and does nothing where no Ray runs.
+one. Recording costs about two microseconds and does nothing where no Ray runs. Ray's agent knows only the buckets of a
+histogram, so the sums it exports are made of their middles: counts and quantiles are good, means are approximate.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class StageMetrics:
     def observe(self, seconds: float, batch_size: int) -> None:
         """One call of the stage, for `batch_size` requests at once."""
         self._metrics.seconds.observe(seconds, self._stage)
+        self._metrics.requests.inc(batch_size, self._stage)
         self._metrics.batch_size.observe(batch_size, self._stage)
 
     def candidates(self, source: str, n: int) -> None:
@@ -77,6 +79,7 @@ class StageInstruments:
     """Ray's metrics behind StageMetrics; one set for a process, whatever stages it holds."""
 
     seconds: Histogram
+    requests: Counter
     batch_size: Histogram
     candidates: Histogram
     degraded: Counter
@@ -98,6 +101,7 @@ def _stage_instruments() -> StageInstruments:
     stage = ("stage",)
     return StageInstruments(
         seconds=Histogram("llmrec_stage_seconds", "Time of one call of a stage, in seconds.", SECONDS, stage),
+        requests=Counter("llmrec_stage_requests", "Requests in all calls of a stage.", stage),
         batch_size=Histogram("llmrec_stage_batch_size", "Requests in one call of a stage.", BATCH_SIZES, stage),
         candidates=Histogram(
             "llmrec_candidates", "Items that a source proposed to one request.", CANDIDATES, (*stage, "source")
