@@ -54,7 +54,8 @@ def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_r
 
 
 @pytest.mark.parametrize("wrong", [
-    {"colour": 1}, {"keys": [{"name": "shop", "sha256": "plain text"}]}, {"ingress": {"replicas": 3}}, {"limits": {"max_k": 0}},
+    {"colour": 1}, {"keys": [{"name": "shop", "sha256": "plain text"}]}, {"ingress": {"replicas": 3}},
+    {"limits": {"max_k": 0}},
 ])
 def test_a_wrong_argument_is_refused(wrong):
     with pytest.raises(ValidationError):
