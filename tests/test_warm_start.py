@@ -127,7 +127,7 @@ def test_rows_are_kept_by_id_and_newcomers_have_none(start, later, after, tiny_e
 def test_a_new_items_bias_is_that_of_an_old_one_as_popular(start, later, after, tiny_encoder):
     counts = np.bincount(later.histories("train").item_rows, minlength=len(later.items))
     parameter = start.model.get_parameter(ITEM_BIASES)
-    parameter.data = 0.5 + torch.from_numpy(start.signals["popularity"].log_counts).float()
+    parameter.data = 0.5 + torch.tensor(start.signals["popularity"].log_counts).float()
     biases = inputs_from(start, plain(after, tiny_encoder), later).initial[ITEM_BIASES]
     parameter.data.zero_()
     old = later.items.rows(start.items)
