@@ -69,7 +69,8 @@ class Tab:
             tab = cls(socket)
             tab.resize(width)
             tab.send("Emulation.setEmulatedMedia", features=[
-                {"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"},
+                {"name": "prefers-color-scheme", "value": scheme},
+                {"name": "prefers-reduced-motion", "value": "reduce"},
             ])
             yield tab
             tab.send("Page.close")
