@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 SERVE_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Ten seconds by default, too long for autoscaling to keep up with load.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 LOCAL_FLAGS = {
     # A replica waits this long for load balancers to forget it; on one machine the only one is gone by then.

@@ -22,6 +22,8 @@ __all__ = ["build"]
 
 RETRY_AFTER_S = 1.0
 RELEASES_CPUS = 0.1
+MIN_LOOK_BACK_S = 11.0
+"""The load is a mean over so long; Serve warns about anything up to ten seconds, though SERVE_FLAGS ask more often."""
 
 
 def build(args: ServeArgs) -> Application:
@@ -55,6 +57,7 @@ def _deploy(stage: type[Any], name: str, replicas: Replicas) -> Any:
             "min_replicas": replicas.min_replicas,
             "max_replicas": replicas.max_replicas,
             "target_ongoing_requests": replicas.target_ongoing_requests,
+            "look_back_period_s": max(replicas.upscale_delay_s, MIN_LOOK_BACK_S),
             "upscale_delay_s": replicas.upscale_delay_s,
             "downscale_delay_s": replicas.downscale_delay_s,
         },
