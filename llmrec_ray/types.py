@@ -111,7 +111,8 @@ class Candidates:
     """What the sources propose for B users, with every signal's raw score kept apart until the reranker.
 
     item_rows: [B, C] int64, -1 where a user has fewer than C candidates; no row twice for one user.
-    scores: signal name -> [B, C] float32 raw scores, NaN where the signal has no score for the pair.
+    scores: signal name -> [B, C] float32 raw scores that came along, NaN where the signal has none for the pair; under
+    `cold` the blended scores of items without a train event.
     sources: source name -> [B, C] bool, True where that source proposed the item.
     """
 

@@ -58,6 +58,7 @@ class Reranker:
             timings_ms={**retrieved.timings_ms, "rerank": (perf_counter() - start) * 1000},
             explained=explained,
             because=self._because(batch.histories, explained, item_rows),
+            degraded=retrieved.degraded,
         )
 
     def score(self, histories: Histories, item_rows: IntArray) -> FloatArray:

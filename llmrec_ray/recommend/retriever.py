@@ -1,11 +1,13 @@
 """Histories and text vectors -> candidates: every source proposes items that may be shown; they merge.
 
-Shapes: B requests, N items, C candidates, T text vector size. Nothing is scored for the final order here.
+Shapes: B requests, N items, C candidates, T text vector size. Raw scores that a source has made come along; nothing is
+ordered for good here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from time import perf_counter
 
@@ -80,6 +82,7 @@ class Retriever:
         wanted = np.zeros(len(batch), np.bool_) if text is None else np.asarray(text.any(axis=1), np.bool_)
         weights = source_weights(batch, self._policy, wanted, by_profile, [*self._sources, "popularity"])
         candidates, order = self._merged(batch, asked, proposed, weights).candidates()
+        candidates = replace(candidates, scores=_scores(proposed, candidates.item_rows))
         timings_ms = {**before_ms, "retrieve": (perf_counter() - start) * 1000}
         degraded = tuple(f"source:{name}" for name in left_out)
         return Retrieved(candidates, users, text, by_profile, order, timings_ms, degraded)
@@ -149,3 +152,9 @@ class Retriever:
         if self._policy.merge == "reciprocal_rank":
             return Merged.of(proposed, by_rank(proposed), n_requests)
         return Merged.of(proposed, by_weight(proposed, weights, self._bundle.calibration), n_requests)
+
+
+def _scores(proposed: Mapping[str, Proposed], item_rows: IntArray) -> dict[str, FloatArray]:
+    """What the sources have scored anyway, for the candidates [B, C]: the Reranker need not do it again."""
+    found = {name: source.scores_of(item_rows) for name, source in proposed.items()}
+    return {name: scores for name, scores in found.items() if scores is not None}

@@ -40,10 +40,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Proposed:
-    """rows: [B, n] int64 best first, -1 after the last. scores: [B, n] float32 of the source, -inf there."""
+    """rows: [B, n] int64 best first, -1 after the last. scores: [B, n] float32 of the source, -inf there.
+
+    every: [B, N] float32 scores of all items that may be shown, where the source has made them all; of the items of
+    `columns` only, when given.
+    """
 
     rows: IntArray
     scores: FloatArray
+    every: FloatArray | None = None
+    columns: Columns | None = None
+
+    def scores_of(self, item_rows: IntArray) -> FloatArray | None:
+        """Scores [B, C] of item_rows [B, C], NaN where the source says nothing; None when it has not scored all."""
+        if self.every is None or not self.every.shape[1]:
+            return None
+        places = item_rows if self.columns is None else np.where(item_rows < 0, -1, self.columns.places[item_rows])
+        taken = np.take_along_axis(self.every, np.maximum(places, 0), axis=1)
+        return np.where(places < 0, np.float32(np.nan), taken)
 
 
 class Source(Protocol):
@@ -85,8 +99,8 @@ class SignalSource:
 
     def propose(self, asked: Asked) -> Proposed:
         """The n best allowed items; none for a request on which the signal has no opinion."""
-        scores = self._bundle.score_signal(self._name, asked.histories, asked.text)
-        return Proposed(*top_k(asked.allowed.hide(scores), max(self._n, asked.k)))
+        scores = asked.allowed.hide(self._bundle.score_signal(self._name, asked.histories, asked.text))
+        return Proposed(*top_k(scores, max(self._n, asked.k)), scores)
 
 
 class PopularSource:
@@ -129,7 +143,8 @@ class ColdSource:
         scores = asked.allowed.hide(scores, self._columns)
         scores[asked.histories.lengths == 0] = -np.inf
         places, best = top_k(scores, self._n)
-        return Proposed(np.where(places >= 0, self._columns.rows[np.maximum(places, 0)], -1), best)
+        rows = np.where(places >= 0, self._columns.rows[np.maximum(places, 0)], -1)
+        return Proposed(rows, best, scores, self._columns)
 
 
 def _nothing(n_requests: int, n: int) -> Proposed:
