@@ -22,7 +22,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from llmrec_ray.artifact import create_artifact, read_json, write_json_atomic
-from llmrec_ray.errors import LlmrecError
+from llmrec_ray.errors import EventViewError, LlmrecError
+from llmrec_ray.events import Event, EventStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +100,30 @@ def train(disk: Path) -> dict[str, Any]:
         trained = run_training(recipe, inputs_of_board(), f"{disk}/unforeseen", resume=True)
         report["losses"] = [epoch["loss"] for epoch in trained.epochs]
     return report
+
+
+def record_events(disk: Path) -> dict[str, Any]:
+    """Feedback until nothing is free, and again when there is room."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    with EventStore.open(disk / "events", max_history=100_000) as store:
+        acknowledged = 0
+        while (refused := said_of(partial(store.record, [_event(acknowledged)]))) == "nothing":
+            acknowledged += 1
+        try:
+            read_while_full = store.newest("u", 100_000)
+        except EventViewError as error:
+            read_while_full = error.newest["u"]
+        ballast.unlink()
+        return {
+            "refused": refused, "acknowledged": acknowledged, "read_while_full": len(read_while_full),
+            "later": store.record([_event(acknowledged)]), "read_later": len(store.newest("u", 100_000)),
+            "logged": sum(len(list(store.log.read(file))) for file in store.log.files()),
+        }
+
+
+def _event(number: int) -> Event:
+    return Event(event_id=f"e{number}", user_id="u", item_id="x" * 200, timestamp=number)
 
 
 def said_of(action: Callable[[], object]) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmrec_ray.events.event import Event
@@ -111,10 +111,15 @@ class LocalView:
     def newest_of(self, user_ids: Iterable[str], n: int) -> dict[str, list[str]]:
         """Item ids of each user's newest `n` events, oldest first."""
         with self._usable() as connection:
-            run = connection.execute
-            return {
-                user_id: [item_id for (item_id,) in run(NEWEST, (user_id, n))][::-1] for user_id in user_ids
-            }
+            return _newest_of(connection, user_ids, n)
+
+    def newest_as_it_was(self, user_ids: Sequence[str], n: int) -> dict[str, list[str]]:
+        """What a view that cannot be brought up to date, since its disk is full, still has; without it nothing."""
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
+                return _newest_of(connection, user_ids, n)
+        except sqlite3.Error:
+            return {user_id: [] for user_id in user_ids}
 
     def positions(self) -> dict[str, int]:
         """How many bytes of each log file are in the view: all of them are on disk."""
@@ -182,6 +187,11 @@ class LocalView:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
+
+
+def _newest_of(connection: sqlite3.Connection, user_ids: Iterable[str], n: int) -> dict[str, list[str]]:
+    run = connection.execute
+    return {user_id: [item_id for (item_id,) in run(NEWEST, (user_id, n))][::-1] for user_id in user_ids}
 
 
 def _inode(path: Path) -> int | None:

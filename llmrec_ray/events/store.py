@@ -7,13 +7,13 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from llmrec_ray.errors import CorruptArtifactError, EventLogError, EventViewError
 from llmrec_ray.events.event import Event
+from llmrec_ray.events.group import GroupCommit
 from llmrec_ray.events.local import LocalView
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.events.log import EventLog, Span
@@ -38,7 +38,7 @@ class EventStore:
         self.log = EventLog(folder / "log")
         self._reader, self._writer = (LocalView(folder / "view.sqlite", self.log, max_history) for _ in range(2))
         self._shared: SharedView | None = None
-        self._waiting: deque[_Ticket] = deque()
+        self._group = GroupCommit(self._write)
         self._recording = threading.Lock()
 
     @classmethod
@@ -67,12 +67,7 @@ class EventStore:
 
         Raises EventLogError when the disk refuses: then nothing of them is kept.
         """
-        ticket = _Ticket(events)
-        self._waiting.append(ticket)
-        with self._recording:  # whoever comes first writes for all who wait
-            if not ticket.is_done:
-                self._write_for([self._waiting.popleft() for _ in range(len(self._waiting))])
-        return ticket.result()
+        return self._group.record(events)
 
     def newest(self, user_id: str, n: int) -> list[str]:
         """Item ids of the user's newest `n` events, oldest first. Raises EventViewError."""
@@ -129,20 +124,7 @@ class EventStore:
         try:
             return self._reader.newest_of(user_ids, n)
         except VIEW_ERRORS as error:
-            raise _view_error(self._reader, error, {user_id: [] for user_id in user_ids}) from error
-
-    def _write_for(self, tickets: list[_Ticket]) -> None:
-        try:
-            new = self._write([event for ticket in tickets for event in ticket.events])
-        except Exception as error:
-            for ticket in tickets:
-                ticket.error = error
-        else:
-            for ticket in tickets:
-                ticket.count(new)
-        finally:
-            for ticket in tickets:
-                ticket.is_done = True
+            raise _view_error(self._reader, error, self._reader.newest_as_it_was(user_ids, n)) from error
 
     def _write(self, asked: list[Event]) -> set[str]:
         """Log and show the events whose ids are new; returns those ids."""
@@ -150,12 +132,13 @@ class EventStore:
         for event in asked:
             first.setdefault(event.event_id, event)
         events = list(first.values())
-        if self._shared is not None:
-            recorded = self._shared.known(events)
-            events = [event for event in events if event.event_id not in recorded]
-        new, span = self._log_new(events)
-        if span is not None and self._shared is not None:
-            self._shared.add(span, new)
+        with self._recording:
+            if self._shared is not None:
+                recorded = self._shared.known(events)
+                events = [event for event in events if event.event_id not in recorded]
+            new, span = self._log_new(events)
+            if span is not None and self._shared is not None:
+                self._shared.add(span, new)
         return {event.event_id for event in new}
 
     def _log_new(self, events: list[Event]) -> tuple[list[Event], Span | None]:
@@ -177,28 +160,6 @@ class EventStore:
         if span is None and events:
             span = self.log.append(events)
         return events, span
-
-
-class _Ticket:
-    """What one call of `record` waits for."""
-
-    def __init__(self, events: Sequence[Event]) -> None:
-        self.events = events
-        self.is_done = False
-        self.error: Exception | None = None
-        self._accepted = 0
-
-    def count(self, new: set[str]) -> None:
-        """Take the new ids that are among this call's; each counts for one call only."""
-        mine = new & {event.event_id for event in self.events}
-        new -= mine
-        self._accepted = len(mine)
-
-    def result(self) -> int:
-        """How many of the events were new. Raises what went wrong."""
-        if self.error is not None:
-            raise self.error
-        return self._accepted
 
 
 def _node_of(folder: Path) -> str:
