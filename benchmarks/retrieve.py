@@ -2,8 +2,8 @@
 
     python benchmarks/retrieve.py [--quick] [--threads N] [--ef-search EF ...]
 
-Item vectors are a mixture of clusters of unequal sizes with vectors of unequal lengths, as training makes them; queries
-are drawn from the same mixture and are no items. The yardstick is FAISS's flat index asked one query at a time, on the
+Item vectors are a mixture of clusters of unequal sizes, as training makes them; queries are drawn from the same mixture
+and are no items. The yardstick is FAISS's flat index asked one query at a time, on the
 same threads. Every contender answers the same held-out queries, in turn, several times over; figures are medians.
 Dated copies of the output belong into benchmarks/results/.
 """
@@ -36,8 +36,6 @@ DIMENSIONS = 128
 ITEMS_PER_CLUSTER = 500
 SPREAD = 0.5
 """Deviation of an item's vector around the centre of its cluster, whose own deviation is 1."""
-LENGTHS = 0.1
-"""Deviation of the logarithm of the vectors' lengths."""
 QUERIES = 640
 BATCH = 64
 K = 100
@@ -54,7 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="up to 100,000 items instead of a million")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every contender")
     parser.add_argument("--neighbors", type=int, default=32, help="index.hnsw_neighbors")
-    parser.add_argument("--ef-construction", type=int, default=100, help="index.ef_construction")
+    parser.add_argument("--ef-construction", type=int, default=200, help="index.ef_construction")
     parser.add_argument("--ef-search", type=int, nargs="+", default=[100, 128, 200, 300], help="those to try")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(arguments.threads)
@@ -102,8 +100,7 @@ def trained_like(n_items: int, seed: int = 0) -> tuple[Vectors, Vectors]:
     members = generator.choice(clusters, n_items + QUERIES, p=sizes / sizes.sum())
     vectors = centres[members]
     vectors += np.float32(SPREAD) * generator.standard_normal(vectors.shape, np.float32)
-    lengths = np.exp(LENGTHS * generator.standard_normal((n_items + QUERIES, 1), np.float32))
-    vectors *= lengths / np.float32(np.sqrt(DIMENSIONS))
+    vectors /= np.float32(np.sqrt(DIMENSIONS))
     return vectors[:n_items], vectors[n_items:]
 
 
@@ -135,7 +132,8 @@ def summary(rows: Sequence[dict[str, Any]], config: IndexConfig, threads: int) -
         "hardware": f"{os.cpu_count()} cores, {_processor()}", "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
         "libraries": {name: metadata.version(name) for name in ("faiss-cpu", "numpy")},
-        "config": config.model_dump(include={"hnsw_neighbors", "ef_construction", "build_threads"}), "sizes": list(rows),
+        "config": config.model_dump(include={"hnsw_neighbors", "ef_construction", "build_threads"}),
+        "sizes": list(rows),
     }
 
 

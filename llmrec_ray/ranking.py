@@ -33,7 +33,7 @@ def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
     width = min(k, scores.shape[1])
     rows = np.full((len(scores), width), -1, np.int64)
     best = np.full((len(scores), width), -np.inf, np.float32)
-    floors = _floors(scores, width) if scores.size and width else []
+    floors = _floors(scores, width) if scores.size and width else np.empty(0, np.float32)
     for user, (user_scores, floor) in enumerate(zip(scores, floors, strict=False)):
         chosen = np.flatnonzero((user_scores >= floor) & (user_scores > -np.inf))
         found = user_scores[chosen]

@@ -98,7 +98,7 @@ class HnswSearch:
         if not k:
             return np.empty((len(user_vectors), 0), np.int64), np.empty((len(user_vectors), 0), np.float32)
         queries = np.column_stack([user_vectors, np.zeros(len(user_vectors), np.float32)])
-        breadth = faiss.SearchParametersHNSW(efSearch=self._ef_search)
+        breadth = faiss.SearchParametersHNSW(efSearch=self._ef_search)  # type: ignore[attr-defined]
         _, rows = self._graph.search(queries, k, params=breadth)
         scores = np.matmul(self.item_vectors[np.maximum(rows, 0)], user_vectors[:, :, None])[:, :, 0]
         scores = np.where(rows >= 0, scores, -np.inf).astype(np.float32)
