@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmrec_ray.arrays import map_arrays
+from llmrec_ray.arrays import extended, map_arrays
 from llmrec_ray.errors import CorruptArtifactError
 
 ARRAYS = {
@@ -68,3 +68,67 @@ def test_a_file_of_another_kind_and_a_missing_one_are_named(tmp_path):
 
 def _resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("n_more", [0, 1, 5000])
+@pytest.mark.parametrize("name", ["vectors", "rows", "nothing"])
+def test_an_extended_array_is_the_mapped_one_with_more_rows_after_it(path, name, n_more):
+    mapped = map_arrays(path)
+    more = np.full((n_more, *mapped[name].shape[1:]), 7, mapped[name].dtype)
+    longer = extended(mapped[name], more)
+    np.testing.assert_array_equal(longer, np.concatenate([ARRAYS[name], more]))
+    assert longer.dtype == mapped[name].dtype
+    for other, array in ARRAYS.items():
+        np.testing.assert_array_equal(mapped[other], array, err_msg=other)
+
+
+def test_extending_costs_memory_for_the_new_rows_alone(tmp_path):
+    big = np.random.default_rng(0).random((50_000, 128), np.float32)
+    save_file({"first": np.zeros(3, np.float32), "big": big}, tmp_path / "big.safetensors")
+    mapped = map_arrays(tmp_path / "big.safetensors")["big"]
+    assert float(mapped.sum()) > 0.0
+    before = own_memory_mb()
+    versions = [extended(mapped, np.ones((n, 128), np.float32)) for n in range(1, 21)]
+    assert {float(version[:50_000].sum()) for version in versions} == {float(mapped.sum())}
+    assert own_memory_mb() - before < 5.0 < 20 * big.nbytes / 1e6
+    assert all((version[50_000:] == 1.0).all() for version in versions)
+
+
+def test_memory_of_extended_arrays_goes_with_the_last_view_of_them(path):
+    mapped = map_arrays(path)["vectors"]
+
+    def maps() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    longer = extended(mapped, np.ones((2, 4), np.float32))
+    before = maps()
+    for _ in range(50):
+        view = extended(mapped, np.ones((100_000, 4), np.float32))[5:]
+        assert view[0, 0] == 1.0
+    del view
+    assert maps() <= before + 2
+    np.testing.assert_array_equal(longer[:3], ARRAYS["vectors"])
+
+
+def test_an_extended_array_can_be_extended_and_never_written(path):
+    longer = extended(extended(map_arrays(path)["vectors"], np.ones((1, 4), np.float32)), np.zeros((1, 4), np.float32))
+    np.testing.assert_array_equal(longer[3:], [[1.0] * 4, [0.0] * 4])
+    with pytest.raises(ValueError, match="read-only"):
+        extended(map_arrays(path)["vectors"], np.ones((1, 4), np.float32))[0, 0] = 1.0
+
+
+def test_an_array_whose_file_is_gone_or_that_never_had_one_is_copied(path):
+    mapped = map_arrays(path)["vectors"]
+    path.unlink()
+    for array in (mapped, ARRAYS["vectors"], map_columns(mapped)):
+        longer = extended(array, np.ones((2, array.shape[1]), np.float32))
+        np.testing.assert_array_equal(longer, np.concatenate([array, np.ones((2, array.shape[1]), np.float32)]))
+
+
+def map_columns(array: np.ndarray) -> np.ndarray:
+    return array[:, :2]
+
+
+def own_memory_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1000

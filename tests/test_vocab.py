@@ -64,3 +64,20 @@ def test_a_file_with_gaps_or_repeats_is_refused(rows, ids, tmp_path):
     with pytest.raises(CorruptArtifactError) as refusal:
         Vocabulary.load(path)
     assert str(refusal.value) == f"{path} is not a vocabulary: rows must be 0, 1, 2, … and ids distinct."
+
+
+def test_ids_that_follow_have_the_next_rows_and_of_one_that_comes_again_the_newest_counts(tmp_path):
+    first = Vocabulary(["a", "b"])
+    both = first.followed_by(["c", "a"])
+    assert (len(both), list(both), both.ids([0, 1, 2, 3])) == (4, ["a", "b", "c", "a"], ["a", "b", "c", "a"])
+    assert both.rows(["a", "b", "c", "x"]).tolist() == [3, 1, 2, -1]
+    assert both.known_rows(["x", "c"]).tolist() == [2]
+    assert "c" in both and "x" not in both and both.row("x") == -1
+    assert first.row("a") == 0 and "c" not in first
+    again = first.followed_by(["c"]).followed_by(["d"])
+    assert again.rows(["d", "b"]).tolist() == [3, 1]
+    assert list(again.extended(["e"])) == ["a", "b", "c", "d", "e"]
+    again.save(tmp_path / "ids.parquet")
+    assert list(Vocabulary.load(tmp_path / "ids.parquet")) == ["a", "b", "c", "d"]
+    with pytest.raises(IndexError):
+        both.id(4)

@@ -84,7 +84,8 @@ class LearnedCorrection:
         added = np.zeros(item_rows.shape, np.float32)
         if not self.strength:
             return added
-        self.network.eval()
+        if self.network.training:
+            self.network.eval()
         block = max(1, _BLOCK_ELEMENTS // max(1, item_rows.shape[1] * self.item_vectors.shape[1]))
         for start in range(0, len(item_rows), block):
             part = slice(start, start + block)

@@ -23,7 +23,7 @@ _BLOCK_ELEMENTS = 2**23
 @torch.inference_mode()
 def catalogue_vectors(model: FusionRecommender, text_vectors: FloatArray | None) -> FloatArray:
     """[N, D + 1] float32 item vectors with their biases in the last column."""
-    model.eval()
+    _still(model)
     blocks = torch.split(torch.arange(model.n_items), _BLOCK_ROWS)
     return np.concatenate([_catalogue_block(model, rows, text_vectors) for rows in blocks])
 
@@ -40,7 +40,7 @@ def user_matrix(
     extra_text: [B, T] text-space vectors of queries or profiles; each stands in the history as one newest
     item that has a text and no id. A zero row means none. Ignored by a model that reads no text.
     """
-    model.eval()
+    _still(model)
     starts = range(0, len(histories), _BLOCK_ROWS)
     blocks = [np.empty((0, catalogue.shape[1]), np.float32)]
     for start in starts:
@@ -55,7 +55,7 @@ def ncf(
     model: FusionRecommender, users: FloatArray, catalogue: FloatArray, item_rows: IntArray
 ) -> FloatArray:
     """[B, C] float32 scores of the NCF head for users [B, D + 1] and item rows [B, C]; NaN where -1."""
-    model.eval()
+    _still(model)
     block = max(1, _BLOCK_ELEMENTS // max(1, item_rows.shape[1] * catalogue.shape[1]))
     scores = np.full(item_rows.shape, np.nan, np.float32)
     for start in range(0, len(users), block):
@@ -64,6 +64,12 @@ def ncf(
         scores[part] = model.ncf_scores(torch.from_numpy(users[part, :-1]), items).numpy()
     scores[item_rows < 0] = np.nan
     return scores
+
+
+def _still(model: FusionRecommender) -> None:
+    """Evaluation mode; switching a mode that is on already would cost more than a small request's scores."""
+    if model.training:
+        model.eval()
 
 
 def _catalogue_block(

@@ -90,8 +90,15 @@ class ItemFilter:
 
 def _rows_by_value(column: pl.Series) -> dict[str, IntArray]:
     rows: defaultdict[str, list[int]] = defaultdict(list)
+    known: dict[object, set[str]] = {}
     for row, value in enumerate(column.to_list()):
-        for key in _keys(value):
+        if isinstance(value, list):
+            keys = _keys(value)
+        elif value in known:
+            keys = known[value]
+        else:
+            keys = known[value] = _keys(value)
+        for key in keys:
             rows[key].append(row)
     return {key: np.array(found, np.int64) for key, found in rows.items()}
 
