@@ -140,6 +140,12 @@ def test_any_id_of_a_stranger_has_an_empty_history(http, user_id):
     assert past == {"user_id": user_id, "known": False, "items": [], "total": 0}
 
 
+@pytest.mark.parametrize("user_id", ["", "x" * 257])
+def test_an_id_that_no_user_can_have_is_refused_with_its_field(http, user_id):
+    answer = http.get(f"/v1/users/{user_id}/history")
+    assert (answer.status_code, answer.json()["field"]) == (422, "user_id")
+
+
 @pytest.fixture(scope="module")
 def devtools(tmp_path_factory):
     executable = find_chromium()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import HTMLResponse
 
 from llmrec_ray.recommend import About, Resolver, UserHistory, UserSummary
@@ -21,6 +21,7 @@ from llmrec_ray.release import Release
 
 __all__ = ["Explored", "explorer", "page_headers", "read_page"]
 
+UserId = Annotated[str, Path(min_length=1, max_length=256, description="Of a user, known or not.")]
 Prefix = Annotated[str, Query(max_length=256, description="What the user's id begins with.")]
 Some = Annotated[int, Query(ge=1, le=100, description="How many.")]
 
@@ -62,7 +63,7 @@ def explorer(replica: Callable[[], Explored], guarded: Mapping[str, Any]) -> API
         return replica().explored_resolver.users(prefix, n)
 
     @router.get("/v1/users/{user_id:path}/history", **guarded)
-    async def history(user_id: str, n: Some = 100) -> UserHistory:
+    async def history(user_id: UserId, n: Some = 100) -> UserHistory:
         """The newest items of a user, later events included. An unknown user is no error and has none."""
         source = replica()
         return source.explored_resolver.history(user_id, await source.newest_of(user_id), n)
