@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import RequestLimits
 from llmrec_ray.errors import RequestError
-from llmrec_ray.recommend import Pipeline, Request, Response
+from llmrec_ray.recommend import Pipeline, Request, Response, retriever_order
 from llmrec_ray.recommend.because import nearest_of_history
 from llmrec_ray.recommend.facets import facets_of
 from llmrec_ray.types import Histories
@@ -159,6 +160,14 @@ def test_answers_are_responses_as_plain_values(pipeline):
     assert set(answers[1]["items"][0]) == {"item_id", "title", "score"}
 
 
+def test_without_a_reranker_nothing_is_claimed_about_shares_and_reasons(pipeline):
+    asked = [Request(user_id="u001", explain=True)]
+    batch, retrieved, _ = rank(pipeline, asked)
+    [answer] = pipeline.resolver.answers(asked, batch, retriever_order(batch, retrieved), {}, ["reranker"])
+    assert set(answer["items"][0]) == {"item_id", "title", "score", "sources"}
+    assert answer["items"][0]["sources"]
+
+
 def test_requests_without_filters_share_one_object_and_travel_as_one():
     first, second = Request(user_id="a"), Request.model_validate_json('{"user_id": "b"}')
     assert first.filters is second.filters
@@ -188,9 +197,12 @@ def test_filters_are_offered_by_range_by_value_or_by_word():
         "genres": ["Drama War", "War", None, "Drama"],
         "maker": ["New York Pens", "Best Pens", "New York Pens", None],
         "nothing": pl.Series([None] * 4, dtype=pl.String), "void": pl.Series([None] * 4, dtype=pl.Float64),
-        "tags": [["a"], ["b"], [], []],
+        "tags": [["a"], ["b", "a"], [], None], "new": [True, None, False, True],
+        "born": pl.Series([date(1990, 1, 1)] * 4),
     })
-    year, price, genres, maker = facets_of(frame)
+    year, price, genres, maker, tags, new = facets_of(frame)
+    assert [(found.value, found.items) for found in tags.values] == [("a", 2), ("b", 1)]
+    assert [(found.value, found.items) for found in new.values] == [("true", 2), ("false", 1)]
     assert (year.name, year.minimum, year.maximum, year.values) == ("year", 1990.0, 2001.0, [])
     assert (price.minimum, price.maximum) == (-1.0, 2.5)
     assert [(found.value, found.items) for found in genres.values] == [("Drama", 2), ("War", 2)]

@@ -26,15 +26,18 @@ def _facet(column: pl.Series) -> Facet | None:
             return None
         least, most = float(finite.min()), float(finite.max())  # type: ignore[arg-type]
         return Facet(name=column.name, minimum=least, maximum=most)
-    if column.dtype != pl.String or not len(column):
-        return None
-    values = [FacetValue(value=value, items=items) for value, items in _common(column.to_list())]
-    return Facet(name=column.name, values=values[:MAX_VALUES], more=len(values) > MAX_VALUES)
+    counts = _counts(column)
+    common = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    values = [FacetValue(value=value, items=items) for value, items in common[:MAX_VALUES]]
+    return Facet(name=column.name, values=values, more=len(common) > MAX_VALUES) if common else None
 
 
-def _common(texts: list[str]) -> list[tuple[str, int]]:
-    """Whole values, or their words where these are fewer, as with genres; the most common first."""
-    whole = Counter(texts)
-    words = Counter(word for text in texts for word in dict.fromkeys(text.split()))
-    counts = words if len(words) < len(whole) else whole
-    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+def _counts(column: pl.Series) -> Counter[str]:
+    """Items per whole value, or per word where these are fewer, as with genres, or per element of a list."""
+    if column.dtype == pl.String:
+        whole = Counter(column.to_list())
+        words = Counter(word for text in column for word in dict.fromkeys(text.split()))
+        return words if len(words) < len(whole) else whole
+    if isinstance(column.dtype, pl.List):
+        return Counter(str(element) for elements in column for element in elements.unique().drop_nulls())
+    return Counter(str(value).lower() for value in column) if column.dtype == pl.Boolean else Counter()

@@ -38,21 +38,22 @@ def listed(ranked: Ranked, items: Vocabulary, titles: Sequence[str]) -> list[lis
 
 
 def _reasons(ranked: Ranked, place: int, items: Vocabulary, titles: Sequence[str]) -> Iterator[Item]:
-    """`shares`, `sources` and `because` of each item of one explained request."""
+    """`sources` of each item of one explained request, and `shares` and `because` where a Reranker has made them."""
     shares = {name: _rounded(share[place]) for name, share in ranked.shares.items()}
     sources = {name: marks[place].tolist() for name, marks in ranked.sources.items()}
     because = _because(ranked, place, items, titles)
     for column in range(ranked.item_rows.shape[1]):
-        yield {
-            "shares": {name: share[column] for name, share in shares.items()},
-            "sources": [name for name, marks in sources.items() if marks[column]],
-            "because": because[column],
-        }
+        item: Item = {"sources": [name for name, marks in sources.items() if marks[column]]}
+        if shares:
+            item["shares"] = {name: share[column] for name, share in shares.items()}
+        if because:
+            item["because"] = because[column]
+        yield item
 
 
 def _because(ranked: Ranked, place: int, items: Vocabulary, titles: Sequence[str]) -> list[list[Item]]:
     if ranked.because is None:
-        return [[] for _ in range(ranked.item_rows.shape[1])]
+        return []
     nearest, similarities = ranked.because.item_rows[place].tolist(), _rounded(ranked.because.similarities[place])
     return [
         [

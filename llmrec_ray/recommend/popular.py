@@ -10,8 +10,8 @@ from time import perf_counter
 import numpy as np
 
 from llmrec_ray.recommend.batch import Ranked, RequestBatch
-from llmrec_ray.recommend.filters import ItemFilter
 from llmrec_ray.recommend.catalogue import Catalogue
+from llmrec_ray.recommend.filters import ItemFilter
 from llmrec_ray.types import IntArray
 
 __all__ = ["PopularItems"]
