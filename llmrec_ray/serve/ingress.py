@@ -151,6 +151,16 @@ async def _overloaded(_: HttpRequest, error: Exception) -> JSONResponse:
     return problem_response("unavailable", str(error), retry_after_s=error.retry_after_s)
 
 
+async def _remote(method: Any, *arguments: Any) -> Any:
+    """What a deployment answers; a RequestError of it is raised as such, anything else as UnavailableError."""
+    try:
+        return await method.remote(*arguments)
+    except Exception as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, RequestError):
+            raise error.cause from None
+        raise unavailable(error) from error
+
+
 PROBLEMS = responses(
     "unauthorized", "not_found", "too_slow", "too_large", "invalid_request", "too_many_requests", "internal",
     "unavailable",
@@ -350,13 +360,3 @@ class Ingress:
         except EventViewError as error:
             logger.warning("%s", error)
             return error.newest, ("events",)
-
-
-async def _remote(method: Any, *arguments: Any) -> Any:
-    """What a deployment answers; a RequestError of it is raised as such, anything else as UnavailableError."""
-    try:
-        return await method.remote(*arguments)
-    except Exception as error:
-        if isinstance(error, RayTaskError) and isinstance(error.cause, RequestError):
-            raise error.cause from None
-        raise unavailable(error) from error
