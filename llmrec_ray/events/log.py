@@ -41,17 +41,19 @@ class EventLog:
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.writer = writer or uuid.uuid4().hex
+        self._last: Path | None = None
 
     def append(self, events: Sequence[Event]) -> Span:
         """Write the events, fsync file and folder, and say where they are.
 
         Raises EventLogError when the disk refuses; nothing of the events stays then.
         """
-        file = self.folder / f"{time.strftime('%Y%m%d', time.gmtime())}-{self.writer}.jsonl"
+        file = self._file()
         lines = b"".join(event.model_dump_json().encode() + b"\n" for event in events)
         with _explained(self.folder):
             is_new = not file.exists()
             start = self._append(file, lines)
+            self._last = file
             if is_new:
                 _fsync_folder(self.folder)
         return Span(file, start, start + len(lines))
@@ -71,6 +73,13 @@ class EventLog:
             while (line := handle.readline()).endswith(b"\n"):
                 end = handle.tell()
                 yield _parse(line, file, end - len(line)), end
+
+    def _file(self) -> Path:
+        file = self.folder / f"{time.strftime('%Y%m%d', time.gmtime())}-{self.writer}.jsonl"
+        if file == self._last and not file.exists():  # moved away: no second file may have its name
+            self.writer = uuid.uuid4().hex
+            return self._file()
+        return file
 
     def _append(self, file: Path, lines: bytes) -> int:
         with file.open("ab", buffering=0) as handle:  # a buffer would be written again when the file is closed
