@@ -38,6 +38,13 @@ SCRIPT = Path(__file__).with_name("requests.lua")
 KINDS = ("known", "history", "filtered", "query", "steered", "similar", "events")
 CLIENTS = 32
 WARM_UP_S = 3
+UNGATHERED = {
+    "gather": {"max_batch": 1, "max_in_flight": 512},
+    "deadlines": {"encoder_s": 30, "retriever_s": 30, "reranker_s": 30},
+    "encoder": {"max_ongoing_requests": 64}, "retriever": {"max_ongoing_requests": 64},
+    "reranker": {"max_ongoing_requests": 64},
+}
+"""What serves one request a call best: calls that are neither given up nor turned away to be sent again."""
 GET_WRK = (
     "The load generator wrk is not installed: `apt-get install wrk` (Debian, Ubuntu), `brew install wrk` (macOS), or "
     "build https://github.com/wg/wrk."
@@ -135,7 +142,7 @@ def _release_uri(folder: Path) -> str:
 
 def _start(name: str, release_uri: str, folder: Path) -> Contender:
     # Ray gives a replica with less than two CPUs one thread for its linear algebra; so has the plain process.
-    config = {"gather": {"max_batch": 1, "max_in_flight": 512}} if name == "defaults" else {}
+    config = UNGATHERED if name == "defaults" else {}
     return Contender(name, release_uri, folder, config=config, environment={"OMP_NUM_THREADS": "1"})
 
 
