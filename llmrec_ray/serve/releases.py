@@ -94,7 +94,7 @@ class Releases:
     async def check_additions(self, items: Sequence[NewItem]) -> str:
         """Id of the snapshot whose Encoder should read the texts. Raises RequestError."""
         snapshot = await self._active_snapshot()
-        snapshot.catalogue.check_additions(items, has_encoder=snapshot.has_encoder)
+        snapshot.check_additions(items)
         return snapshot.id
 
     async def add_items(self, items: Sequence[NewItem], vectors: FloatArray) -> str:
@@ -104,7 +104,7 @@ class Releases:
         """
         async with self._changing:
             snapshot = await self._active_snapshot()
-            snapshot.catalogue.check_additions(items, has_encoder=snapshot.has_encoder)
+            snapshot.check_additions(items)
             return await self._change([AddedItem.of(item, vector) for item, vector in zip(items, vectors, strict=True)])
 
     async def remove_items(self, item_ids: Sequence[str]) -> str:
