@@ -41,6 +41,7 @@ BATCH = 64
 K = 100
 GOAL = 0.99
 REPETITIONS = 3
+BREADTHS = (100, 128, 160, 200, 220, 240, 300)
 
 Vectors = NDArray[np.float32]
 Search = Callable[[Vectors], NDArray[np.int64]]
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every contender")
     parser.add_argument("--neighbors", type=int, default=32, help="index.hnsw_neighbors")
     parser.add_argument("--ef-construction", type=int, default=200, help="index.ef_construction")
-    parser.add_argument("--ef-search", type=int, nargs="+", default=[100, 128, 200, 300], help="those to try")
+    parser.add_argument("--ef-search", type=int, nargs="+", default=list(BREADTHS), help="those to try")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(arguments.threads)
     torch.set_num_threads(arguments.threads)
@@ -62,9 +63,10 @@ def main() -> None:
         kind="hnsw", hnsw_neighbors=arguments.neighbors, ef_construction=arguments.ef_construction,
         build_threads=arguments.threads,
     )
-    rows = [measure(size, config, arguments.ef_search) for size in sizes]
-    for row in rows:
-        print_table(row)
+    rows = []
+    for size in sizes:
+        rows.append(measure(size, config, arguments.ef_search))
+        print_table(rows[-1])
     print(json.dumps(summary(rows, config, arguments.threads)))
 
 
@@ -142,7 +144,7 @@ def print_table(row: dict[str, Any]) -> None:
     yardstick = row["ms_per_query"]["FAISS flat, one"]
     print(f"\n{row['items']:,} × {DIMENSIONS}: recall@{K} {row['recall']} at ef_search {row['ef_search']} "
           f"{row['recall_by_ef_search']}, built in {row['build_s']} s, graph {row['graph_bytes'] / 1e6:.0f} MB beside "
-          f"{row['vector_bytes'] / 1e6:.0f} MB of vectors")
+          f"{row['vector_bytes'] / 1e6:.0f} MB of vectors", flush=True)
     print(f"{'':28}{'ms/query':>10}{'queries/s':>12}{'ratio':>8}")
     for name, ms in row["ms_per_query"].items():
         print(f"{name:28}{ms:>10.3f}{1000 / ms:>12,.0f}{yardstick / ms:>8.1f}")

@@ -55,6 +55,7 @@ class HnswSearch:
         self.item_vectors = item_vectors
         self._graph = graph
         self._ef_search = ef_search
+        self._augmented = _vectors_of(graph)
 
     @classmethod
     def build(cls, item_vectors: FloatArray, config: IndexConfig) -> HnswSearch:
@@ -97,13 +98,25 @@ class HnswSearch:
         k = min(k, len(self.item_vectors))
         if not k:
             return np.empty((len(user_vectors), 0), np.int64), np.empty((len(user_vectors), 0), np.float32)
-        queries = np.column_stack([user_vectors, np.zeros(len(user_vectors), np.float32)])
+        queries = np.zeros((len(user_vectors), self._augmented.shape[1]), np.float32)
+        queries[:, :-1] = user_vectors
         breadth = faiss.SearchParametersHNSW(efSearch=self._ef_search)  # type: ignore[attr-defined]
         _, rows = self._graph.search(queries, k, params=breadth)
-        scores = np.matmul(self.item_vectors[np.maximum(rows, 0)], user_vectors[:, :, None])[:, :, 0]
+        scores = np.matmul(self._augmented[np.maximum(rows, 0)], queries[:, :, None])[:, :, 0]
         scores = np.where(rows >= 0, scores, -np.inf).astype(np.float32)
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def _vectors_of(graph: Any) -> FloatArray:
+    """The vectors [N, D + 1] that a graph keeps, where they are: the search has just read those that it found."""
+    import faiss
+
+    n_items, size = graph.ntotal, graph.d
+    if not n_items:
+        return np.empty((0, size), np.float32)
+    storage: Any = faiss.downcast_index(graph.storage)
+    return np.asarray(faiss.rev_swig_ptr(storage.get_xb(), n_items * size).reshape(n_items, size))
 
 
 def nearest(
