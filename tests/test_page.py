@@ -14,11 +14,13 @@ from fastapi.responses import JSONResponse
 
 from llmrec_ray.config import ApiKey, RequestLimits
 from llmrec_ray.recommend import Pipeline, Request, SimilarResponse
+from llmrec_ray.serve import ServeArgs
 from llmrec_ray.serve.explore import explorer, read_page
 from llmrec_ray.serve.guard import Guard
 from llmrec_ray.serve.keys import Keyring, hash_key
 from llmrec_ray.serve.problems import add_problem_handlers
 from tests.chromium import Tab, browser, find_chromium
+from tests.local_endpoint import local_endpoint
 from tests.local_http import served
 
 KEY = "open sesame"
@@ -415,6 +417,31 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page(tab, url):
                        "document.activeElement.matches('.values input, .skip')"), visited[-1]
     order = ["Skip to the list", "user", "another", "query", "weight-popularity", "k", "unseen", "Similar"]
     assert [visited.index(name) for name in order] == sorted(visited.index(name) for name in order)
+
+
+def test_on_the_endpoint_itself_an_event_is_in_the_history_and_changes_the_list(
+    devtools, tiny_release, tmp_path
+):
+    release, pointer = tmp_path / f"{tiny_release.id}.json", tmp_path / "current.json"
+    release.write_text(tiny_release.model_dump_json())
+    pointer.write_text(json.dumps({"uri": str(release)}))
+    key = ApiKey(name="page", sha256=hash_key(KEY))
+    args = ServeArgs(release_uri=str(pointer), events_folder=str(tmp_path / "events"), keys=[key])
+    with local_endpoint(args) as url, Tab.of(devtools) as tab:
+        enter(tab, url)
+        first = tab.ask(TITLES)[0]
+        tab.click(".item:first-child .acts button")
+        tab.until("document.querySelectorAll('#similar li').length === 10")
+        tab.ask("document.querySelector('#similar').close()")
+        event = {"event_id": "e1", "user_id": "u000", "item_id": tab.ask("document.querySelector('.item').dataset.id")}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answer = httpx.post(f"{url}/v1/events", json={"events": [event | {"event": "click"}]}, headers=headers,
+                            trust_env=False)
+        assert answer.json()["accepted"] == 1
+        tab.ask("document.querySelector('#user').dispatchEvent(new Event('change'))")
+        tab.until(f"document.querySelector('#past-items li')?.textContent === {json.dumps(first)}")
+        tab.until(f"{IDLE} && !{TITLES}.includes({json.dumps(first)})")
+        assert tab.complaints == []
 
 
 FAINT = """(() => {
