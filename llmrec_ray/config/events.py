@@ -18,4 +18,4 @@ class EventsConfig(Section):
     """Redis that the nodes of a cluster share, as redis://host:6379/0; empty: LLMREC_REDIS_URL of the environment, and
     without it each node sees only its own events."""
     redis_timeout_s: PositiveFloat = 0.2
-    """Longest wait for an answer of Redis; then requests go on without it, with this node's events, until it is back."""
+    """Longest wait for an answer of Redis; then requests go on with this node's events until it is back."""
