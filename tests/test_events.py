@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from llmrec_ray.errors import CorruptArtifactError, EventLogError, EventViewError
 from llmrec_ray.events import Event, EventLog, EventStore, local
+from llmrec_ray.events.log import Span
 from tests.full_disk import try_on_small_disk
 
 
@@ -220,6 +221,25 @@ def test_threads_that_record_at_once_share_an_fsync(tmp_path, monkeypatch):
         assert sum(accepted) == 16 * 4 + 4 == len(logged(store)) == len(set(logged(store)))
         assert len(synced) < 16
         assert len(store.newest("u1", 1000)) == 68
+
+
+def test_large_calls_are_not_all_written_in_one_piece(tmp_path, monkeypatch):
+    with EventStore.open(tmp_path) as store:
+        sizes, real = [], store.log.append
+
+        def slow(events: list[Event]) -> Span:
+            sizes.append(len(events))
+            time.sleep(0.05)
+            return real(events)
+
+        monkeypatch.setattr(store.log, "append", slow)
+        calls = [[event(f"{thread} {n}") for n in range(900)] for thread in range(8)]
+        threads = [threading.Thread(target=store.record, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(sizes) == 8 * 900 and max(sizes) <= 2700
 
 
 def test_when_one_shared_write_fails_every_thread_that_waited_for_it_is_told(tmp_path, monkeypatch):

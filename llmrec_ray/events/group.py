@@ -5,12 +5,15 @@ Follows the group commit of databases (DeWitt et al. 1984): as many calls as arr
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 
 from llmrec_ray.events.event import Event
 
 __all__ = ["GroupCommit"]
+
+MAX_EVENTS = 2000  # in one write: a view takes some ten microseconds for each, and others wait meanwhile
 
 
 class GroupCommit:
@@ -39,13 +42,21 @@ class GroupCommit:
 
     def _write_all(self) -> None:
         with self._lock:
-            tickets, self._waiting = self._waiting, []
+            tickets = self._take()
         _fill(tickets, self._write)
         with self._lock:
             self._is_writing = bool(self._waiting)
             woken = [*tickets, *self._waiting[:1]]
         for ticket in woken:
             ticket.turn.set()
+
+
+    def _take(self) -> list[_Ticket]:
+        """The calls that waited longest, up to the one with which they have MAX_EVENTS."""
+        sizes = itertools.accumulate(len(ticket.events) for ticket in self._waiting)
+        n = next((place for place, size in enumerate(sizes, start=1) if size >= MAX_EVENTS), len(self._waiting))
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
 
 
 class _Ticket:
