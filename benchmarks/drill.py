@@ -55,7 +55,7 @@ class Pace:
     recovery_s: float
     """Longest wait for a killed replica's successor, and for a switch."""
     crowd_s: float
-    crowd_clients: int = 24
+    crowd_clients: int = 64
 
 
 FULL = Pace(seconds=600, rate=40, upscale_s=10, downscale_s=40, recovery_s=60, crowd_s=90)
@@ -125,7 +125,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def _config(pace: Pace) -> dict[str, Any]:
     """The defaults, with two Ingress replicas to begin with and scaling as fast as the drill is short."""
     scaling = {"upscale_delay_s": pace.upscale_s, "downscale_delay_s": pace.downscale_s}
-    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 0.7, **scaling}
+    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.5, **scaling}
     two = {"min_replicas": 2, "max_replicas": 2}
     return {"ingress": two, "encoder": inner, "retriever": inner, "reranker": inner}
 
