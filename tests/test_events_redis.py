@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import subprocess
 import sys
 import threading
 import time
@@ -355,3 +356,39 @@ def test_processes_of_two_nodes_with_overlapping_events_end_with_each_counted_on
         assert read_when_up(one) == read_when_up(two) == [f"i{number}" for number in range(150)]
     for folder in ("one", "two"):
         assert len(logged(tmp_path / folder)) == len(set(logged(tmp_path / folder)))
+
+
+RECORD_FOREVER = """
+import itertools, sys
+from pathlib import Path
+from llmrec_ray.events import Event, EventStore
+store = EventStore.open(Path(sys.argv[1]), sys.argv[2], max_history=100_000)
+for n in itertools.count():
+    store.record([Event(event_id=f"{sys.argv[3]}{n}", user_id="u1", item_id=f"{sys.argv[3]}{n}", timestamp=n)])
+    print(f"{sys.argv[3]}{n}", flush=True)
+"""
+
+
+def test_what_processes_acknowledged_before_they_were_killed_is_kept_and_seen_everywhere(tmp_path, server):
+    def begin(folder: str, name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", RECORD_FOREVER, str(tmp_path / folder), server.url, name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    processes = [begin("one", "a"), begin("one", "b"), begin("two", "c")]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline()
+    time.sleep(0.3)
+    acknowledged = []
+    for process in processes:
+        process.kill()
+        acknowledged += process.communicate()[0].split()
+    assert len(acknowledged) > 20
+    with (
+        EventStore.open(tmp_path / "one", server.url, max_history=100_000) as one,
+        EventStore.open(tmp_path / "two", server.url, max_history=100_000) as two,
+    ):
+        shown = read_when_up(one)
+        assert shown == read_when_up(two) and len(shown) == len(set(shown))
+        assert {*shown} >= {*acknowledged}
+        assert {*logged(tmp_path / "one", tmp_path / "two")} >= {*acknowledged}
+        assert two.record([event(acknowledged[-1])]) == 0
