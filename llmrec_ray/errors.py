@@ -23,6 +23,11 @@
 People get one of these, saying what happened, the values seen and what to do. Programmers get an assert.
 """
 
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
 __all__ = [
     "ArtifactError",
     "ArtifactMismatchError",
@@ -132,3 +137,7 @@ class RequestError(LlmrecError):
         super().__init__(message)
         self.field = field
         self.code = code
+
+    def __reduce__(self) -> tuple[Callable[[str], RequestError], tuple[str]]:
+        """So that it can go from one process to another."""
+        return functools.partial(RequestError, field=self.field, code=self.code), (str(self),)

@@ -156,8 +156,9 @@ async def _remote(method: Any, *arguments: Any) -> Any:
     try:
         return await method.remote(*arguments)
     except Exception as error:
-        if isinstance(error, RayTaskError) and isinstance(error.cause, RequestError):
-            raise error.cause from None
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, RequestError):
+            raise cause from None
         raise unavailable(error) from error
 
 
