@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from gzip import compress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.events import Event, EventStore
 from llmrec_ray.recommend import Pipeline, Request
 from tests.boards import board_recipe, write_board
+from tests.test_end_to_end import free_port
+from tests.test_end_to_end import post as post_json
 from tests.tiny_release import publish_tiny_release
 
 NEW_ITEM = "i041"
@@ -36,9 +39,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def recipe_of(folder: Path, encoder: Path, *logs: str, **train: object) -> Recipe:
+def recipe_of(folder: Path, encoder: Path, *logs: str, serve: dict | None = None, **train: object) -> Recipe:
     recipe = board_recipe(
-        folder, encoder={"model": str(encoder)}, model={"dropout": 0.0},
+        folder, encoder={"model": str(encoder)}, model={"dropout": 0.0}, serve=serve or {},
         train={"num_workers": 1, "sharding": "none", "epochs": 2, **train},
     )
     tree = recipe.model_dump(mode="json")
@@ -91,6 +94,36 @@ def test_events_become_a_dataset_a_warm_started_bundle_and_a_release_whose_answe
     assert len(shown) == 10 and not {*shown} & {*FIRST_CLICKS, *LATER_CLICKS}
     assert sum(int(item[1:]) % 2 for item in shown) >= 8, "zoe likes white things"
     assert bundle.items.row(NEW_ITEM) >= 0
+
+
+@pytest.mark.drill
+def test_a_running_endpoint_answers_from_the_release_that_was_made_of_the_events_it_took(
+    folder, tiny_encoder, ray_session
+):
+    recipe = recipe_of(folder, tiny_encoder, "history.jsonl", serve={"port": free_port()})
+    before = publish_tiny_release(recipe, Workspace(recipe.workspace))
+    events = [{"event_id": item, "user_id": "zoe", "item_id": item} for item in (*FIRST_CLICKS, *LATER_CLICKS)]
+    with stages.serve_stage(recipe) as endpoint:
+        def post(route: str, body: dict) -> dict:
+            return post_json(f"{endpoint.url}/v1/{route}", endpoint.api_key, body)
+
+        assert post("events", {"events": events})["accepted"] == 8
+        answer = post("recommend", {"user_id": "zoe"})
+        assert (answer["user"], answer["release"]) == ("unknown", before.id)
+        recipe = recipe_of(
+            folder, tiny_encoder, "history.jsonl", "work/events/log/*.jsonl", warm_start=before.bundle.uri
+        )
+        for stage in (stages.ingest_stage, stages.train_stage, stages.index_stage):
+            stage(recipe)
+        after = stages.publish_stage(recipe)
+        deadline = time.monotonic() + 60
+        while answer["release"] != after.id:
+            assert time.monotonic() < deadline, "the endpoint does not follow"
+            time.sleep(0.2)
+            answer = post("recommend", {"user_id": "zoe"})
+        assert answer["user"] == "known"
+        assert not {item["item_id"] for item in answer["items"]} & {event["item_id"] for event in events}
+        assert answer["degraded"] == []
 
 
 def test_a_day_that_is_over_can_be_packed_into_an_archive_that_ingest_reads_with_the_running_log(folder, tiny_encoder):
