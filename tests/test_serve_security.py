@@ -503,3 +503,29 @@ def test_a_request_id_that_would_not_read_well_in_a_log_is_replaced(http):
     for sent in ("x" * 65, "a b", '{"level": "ERROR"}'):
         given = http.post("/v1/recommend", json={}, headers={"X-Request-ID": sent}).json()["request_id"]
         assert re.fullmatch("[0-9a-f]{32}", given)
+
+
+def test_no_line_waits_in_memory_for_long(http, monkeypatch):
+    from logging.handlers import MemoryHandler
+
+    from llmrec_ray.serve import logs
+
+    lines: list[str] = []
+
+    class Written(logging.Handler):
+        def emit(self, record):
+            lines.append(record.http_route)
+
+    monkeypatch.setattr(logs, "FLUSH_S", 0.05)
+    handler = MemoryHandler(1000, target=Written())
+    logs.logger.addHandler(handler)
+    level = logs.logger.level
+    logs.logger.setLevel(logging.INFO)
+    try:
+        time.sleep(1.1)  # a flush of earlier answers may be on its way
+        http.post("/v1/recommend", json={})
+        time.sleep(0.5)
+        assert lines == ["/v1/recommend"]
+    finally:
+        logs.logger.removeHandler(handler)
+        logs.logger.setLevel(level)

@@ -7,6 +7,7 @@ written as its pattern, and nothing of a body is.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -26,6 +27,8 @@ __all__ = ["LOGGING", "AccessLog", "note", "request_id"]
 LOGGING: dict[str, Any] = {"encoding": "JSON", "log_level": "INFO", "enable_access_log": False}
 """`logging_config` of every deployment; Serve's own access log would write each line a second time."""
 UNMATCHED = "none"
+FLUSH_S = 1.0
+"""Serve keeps up to 1,000 lines in memory; none waits longer than this."""
 READABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 logger = logging.getLogger("ray.serve")
 
@@ -62,6 +65,7 @@ class AccessLog:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._metrics = HttpMetrics()
+        self._flushing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, then write and count what came of it."""
@@ -84,6 +88,17 @@ class AccessLog:
             seconds = perf_counter() - start
             self._metrics.answered(_route(scope), notes.status, seconds)
             _write(scope, notes, seconds)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for handler in logger.handlers:
+            handler.flush()
 
 
 def _given_id(scope: Scope) -> str:
