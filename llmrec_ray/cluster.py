@@ -26,6 +26,8 @@ SERVE_FLAGS = {
     # Ten seconds by default, too long for autoscaling to keep up with load.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    # An hour by default, so long as a client that sends nothing could hold a connection.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
 }
 LOCAL_FLAGS = {
     # A replica waits this long for load balancers to forget it; on one machine the only one is gone by then.

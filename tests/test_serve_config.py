@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from llmrec_ray.config import AppConfig, ServeConfig
 from llmrec_ray.errors import ClusterError
+from llmrec_ray.recommend import Snapshot
 from llmrec_ray.serve import Endpoint, ServeArgs, run
-from llmrec_ray.serve.replicas import EncoderReplica
+from llmrec_ray.serve.replicas import make_encoder
 from llmrec_ray.serve.run import start_failure
 
 FILE = Path(__file__).parent.parent / "serve_config.yaml"
@@ -67,8 +68,9 @@ def test_the_encoder_computes_on_the_gpu_that_its_deployment_reserves(tiny_relea
     moved: list[str] = []
     monkeypatch.setattr("ray.get_gpu_ids", lambda: reserved)
     monkeypatch.setattr("llmrec_ray.model.encoder.TextEncoder.to", lambda _, device: moved.append(device))
-    assert EncoderReplica(tiny_release).held_release() == tiny_release.id
+    encoder = make_encoder(Snapshot.open(tiny_release), None)
     assert moved == devices
+    assert make_encoder(Snapshot.open(tiny_release), encoder) is encoder
 
 
 def test_waiting_ends_when_the_process_is_told_to_end():

@@ -22,7 +22,7 @@ OLD, NEW = key("old"), key("new")
 
 
 def ingress(*held: str, using: tuple[str, ...] = ("old",), name: str = "i", **more) -> Report:
-    return Report(name, "ingress", held, using, **more)
+    return Report(name, "ingress", held, using=using, **more)
 
 
 def retriever(*held: str, name: str = "r", **more) -> Report:
@@ -125,3 +125,14 @@ def test_changes_to_items_are_snapshots_of_their_own(switch):
     switch.propose(changed, 0.0)
     switch.report(ingress("old", "old+3"), 1.0)
     assert switch.report(retriever("old", "old+3"), 1.0).active == "old+3"
+
+
+def test_a_snapshot_is_everywhere_once_every_replica_has_heard_of_it(switch):
+    switch.propose(NEW, 0.0)
+    switch.report(ingress("old", "new", active="old"), 1.0)
+    switch.report(retriever("old", "new", active="old"), 1.0)
+    assert not switch.is_everywhere()
+    switch.report(ingress("old", "new", active="new"), 1.1)
+    assert not switch.is_everywhere()
+    switch.report(retriever("old", "new", active="new"), 1.1)
+    assert switch.is_everywhere()

@@ -188,6 +188,6 @@ class ServeConfig(AppConfig):
     """The endpoint."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; with HAProxy in front Serve binds to all interfaces whatever this says."""
+    """Address to listen on; metrics and statistics of the proxy listen on all interfaces whatever this says."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """HTTP port."""

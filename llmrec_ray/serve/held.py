@@ -106,7 +106,7 @@ class Held(Generic[Part]):
     async def _orders(self) -> Orders:
         using = tuple(self._in_use)
         report = Report(
-            serve.get_replica_context().replica_id.unique_id, self._stage, tuple(self._parts),
+            serve.get_replica_context().replica_id.unique_id, self._stage, tuple(self._parts), self._active,
             tuple({*using, self._active} - {""}), dict(self._failed),
         )
         orders: Orders = await asyncio.wait_for(_answer(self._releases, report), ORDERS_S)

@@ -359,5 +359,5 @@ class Ingress:
         try:
             return await asyncio.to_thread(self._events.newest_of, users, self.limits.max_history), ()
         except EventViewError as error:
-            logger.warning("%s", error)
+            logger.debug("%s", error)  # the store has told when it lost Redis
             return error.newest, ("events",)

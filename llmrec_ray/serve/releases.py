@@ -217,11 +217,16 @@ class Releases:
         return key.id
 
     async def _wait(self, reached: Any) -> bool:
-        """Whether the active snapshot becomes what is wanted before nothing is pending any more, or time is up."""
+        """Whether the active snapshot becomes what is wanted before nothing is pending any more, or time is up.
+
+        Every replica that is alive answers with it then.
+        """
         switch = self._switch
         assert switch is not None, "nothing is active. This is a bug."
         deadline = monotonic() + SWITCH_TIMEOUT_S
         while not reached(switch.active) and switch.pending is not None and monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        while reached(switch.active) and not switch.is_everywhere() and monotonic() < deadline:
             await asyncio.sleep(POLL_S)
         return bool(reached(switch.active))
 
@@ -231,7 +236,7 @@ def _carried_over(before: Changes, snapshot: Snapshot) -> list[ItemChange]:
     catalogue = snapshot.catalogue
     removed = [RemovedItem(item_id=item_id) for item_id in sorted(before.removed) if item_id in catalogue.items]
     added = [
-        item for place, item in enumerate(before.added)
+        NewItem(**item.model_dump(include=set(NewItem.model_fields))) for place, item in enumerate(before.added)
         if place not in before.withdrawn and item.item_id not in catalogue.items
     ]
     if not added or not snapshot.has_encoder:

@@ -30,7 +30,7 @@ from llmrec_ray.serve.metrics import StageMetrics
 from llmrec_ray.serve.switch import SnapshotKey
 from llmrec_ray.types import FloatArray, IntArray
 
-__all__ = ["EncoderReplica", "Part", "RerankerReplica", "RetrieverReplica", "open_snapshot"]
+__all__ = ["EncoderReplica", "Part", "RerankerReplica", "RetrieverReplica", "make_encoder", "open_snapshot"]
 
 Stage = TypeVar("Stage")
 
@@ -49,6 +49,11 @@ def open_snapshot(release_uri: str, key: SnapshotKey, base: Snapshot | None) -> 
     if key.version == snapshot.changes.version:
         return snapshot
     return snapshot.changed(ChangeLog.of(release_uri, key.release.id).read(key.version, since=snapshot.changes))
+
+
+def make_encoder(snapshot: Snapshot, before: Encoder | None) -> Encoder:
+    """The Encoder of a snapshot, on the GPU where the deployment reserves one; changes to items leave it as it is."""
+    return before or Encoder(snapshot.texts, "cuda" if ray.get_gpu_ids() else "cpu")
 
 
 class _Replica(Generic[Stage]):
@@ -75,13 +80,10 @@ class _Replica(Generic[Stage]):
 
 
 class EncoderReplica(_Replica[Encoder]):
-    """Text → vector, on the GPU where the deployment reserves one."""
+    """Text → vector."""
 
     async def __init__(self, args: ServeArgs, releases: DeploymentHandle) -> None:  # type: ignore[misc]
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        super().__init__(
-            "encoder", args, releases, lambda snapshot, before: before or Encoder(snapshot.texts, device)
-        )
+        super().__init__("encoder", args, releases, make_encoder)
         await self.held.start()
 
     def encode(self, snapshot_id: str, queries: Sequence[str], profiles: Sequence[str]) -> Encoded:

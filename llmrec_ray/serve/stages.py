@@ -33,6 +33,8 @@ LOST_REPLICA = (RayActorError,)
 TRIES = 3
 """A call that a replica took with it when it died goes to another one."""
 READY_S = 10.0
+SIMILAR_S = 10.0
+"""Nothing can stand in for similar items, so a Retriever that is being replaced is waited for."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,9 @@ class Stages:
 
     async def similar(self, snapshot_id: str, item_rows: Any, k: int) -> Any:
         """What Retriever.similar gives. Raises what the stage raises, and TimeoutError."""
-        stage = self.retriever
         for last in _tries():
             try:
-                return await _within(stage.handle.similar.remote(snapshot_id, item_rows, k), stage.deadline_s)
+                return await _within(self.retriever.handle.similar.remote(snapshot_id, item_rows, k), SIMILAR_S)
             except LOST_REPLICA:
                 if last:
                     raise

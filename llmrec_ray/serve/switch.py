@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmrec_ray.release import Release
 
@@ -43,13 +43,14 @@ class SnapshotKey:
 class Report:
     """What one replica says about itself.
 
-    held: ids of loaded snapshots. using: those that requests are being answered with, of an Ingress.
-    failed: ids that could not be loaded, and why.
+    held: ids of loaded snapshots. active: the one that new requests are answered with. using: that, and those that
+    earlier requests are still being answered with. failed: ids that could not be loaded, and why.
     """
 
     replica: str
     stage: str
     held: tuple[str, ...] = ()
+    active: str = ""
     using: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
 
@@ -107,6 +108,10 @@ class Switch:
         if self._old is not None and now - self._since >= GRACE_S and not self._uses(self._old.id):
             self._old = None
 
+    def is_everywhere(self) -> bool:
+        """Whether every replica that is alive answers new requests with the active snapshot."""
+        return all(report.active == self.active.id for report in self.replicas())
+
     def replicas(self) -> list[Report]:
         """The newest report of every replica that is alive."""
         return [report for report, _ in self._reports.values()]
@@ -129,4 +134,4 @@ class Switch:
     def _forget_failures(self, snapshot_id: str) -> None:
         for name, (report, seen) in self._reports.items():
             failed = {key: reason for key, reason in report.failed.items() if key != snapshot_id}
-            self._reports[name] = (Report(report.replica, report.stage, report.held, report.using, failed), seen)
+            self._reports[name] = (replace(report, failed=failed), seen)
