@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import IndexConfig
 from llmrec_ray.errors import ArtifactError, CorruptArtifactError
-from llmrec_ray.index import Index, build_index
+from llmrec_ray.index import Index, build_index, measured_recall
 from llmrec_ray.index.build import recall_at
 from llmrec_ray.index.search import ExactSearch, HnswSearch
 from llmrec_ray.types import Histories
@@ -99,6 +99,14 @@ def test_an_approximate_index_that_finds_too_little_is_refused_and_leaves_nothin
         "index.ef_search or index.hnsw_neighbors, or set index.kind to exact."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_opened_index_is_measured_again_before_it_is_served(bundle, tmp_path):
+    index = Index(build_index(bundle, IndexConfig(kind="hnsw"), str(tmp_path)))
+    assert measured_recall(index, bundle, index.config) == index.artifact.manifest.metrics["recall@100"]
+    strict = index.config.model_copy(update={"min_recall": 1.5})
+    with pytest.raises(ArtifactError, match=r"of the true 100 nearest items, below index\.min_recall 1\.5"):
+        measured_recall(index, bundle, strict)
 
 
 def test_an_index_with_a_changed_file_is_not_loaded(bundle, tmp_path):

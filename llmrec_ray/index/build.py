@@ -14,7 +14,7 @@ from llmrec_ray.errors import ArtifactError
 from llmrec_ray.index.search import ExactSearch, HnswSearch, Searcher
 from llmrec_ray.types import FloatArray, Histories
 
-__all__ = ["build_index", "recall_at"]
+__all__ = ["build_index", "measured_recall", "recall_at"]
 
 RECALL_K = 100
 PROBE_USERS = 256
@@ -31,7 +31,7 @@ def build_index(bundle: Bundle, config: IndexConfig, root: str) -> Artifact:
     metrics: dict[str, float] = {"items": float(len(vectors))}
     graph = HnswSearch.build(vectors, config) if config.kind == "hnsw" else None
     if graph is not None:
-        metrics[f"recall@{RECALL_K}"] = _measured_recall(graph, bundle, config)
+        metrics[f"recall@{RECALL_K}"] = measured_recall(graph, bundle, config)
 
     def write(folder: Path) -> None:
         save_file({"item_vectors": vectors}, folder / "vectors.safetensors")
@@ -44,23 +44,24 @@ def build_index(bundle: Bundle, config: IndexConfig, root: str) -> Artifact:
     )
 
 
-def recall_at(searcher: Searcher, item_vectors: FloatArray, user_vectors: FloatArray, k: int) -> float:
-    """Mean share of the exact k nearest items of user vectors [B, D] that `searcher` finds."""
-    expected, _ = ExactSearch(item_vectors).search(user_vectors, k)
-    found, _ = searcher.search(user_vectors, k)
-    hits = [len(np.intersect1d(one, other)) for one, other in zip(expected, found, strict=True)]
-    return float(np.mean(hits) / max(expected.shape[1], 1))
-
-
-def _measured_recall(graph: HnswSearch, bundle: Bundle, config: IndexConfig) -> float:
+def measured_recall(searcher: Searcher, bundle: Bundle, config: IndexConfig) -> float:
+    """Recall@100 of the Bundle's items for people with random histories. Raises ArtifactError below min_recall."""
     users = bundle.user_vectors(_probe_histories(len(bundle.items)))
-    recall = recall_at(graph, bundle.item_vectors, users, RECALL_K)
+    recall = recall_at(searcher, bundle.item_vectors, users, RECALL_K)
     if recall < config.min_recall:
         raise ArtifactError(
             f"The HNSW index finds {recall:.3f} of the true {RECALL_K} nearest items, below index.min_recall "
             f"{config.min_recall}: raise index.ef_search or index.hnsw_neighbors, or set index.kind to exact."
         )
     return recall
+
+
+def recall_at(searcher: Searcher, item_vectors: FloatArray, user_vectors: FloatArray, k: int) -> float:
+    """Mean share of the exact k nearest items of user vectors [B, D] that `searcher` finds."""
+    expected, _ = ExactSearch(item_vectors).search(user_vectors, k)
+    found, _ = searcher.search(user_vectors, k)
+    hits = [len(np.intersect1d(one, other)) for one, other in zip(expected, found, strict=True)]
+    return float(np.mean(hits) / max(expected.shape[1], 1))
 
 
 def _probe_histories(n_items: int) -> Histories:

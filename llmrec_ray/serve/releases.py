@@ -17,6 +17,7 @@ import numpy as np
 from llmrec_ray.changes import AddedItem, ChangeLog, Changes, ItemChange, NewItem, RemovedItem
 from llmrec_ray.config import FollowConfig
 from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, LlmrecError, RequestError
+from llmrec_ray.index import measured_recall
 from llmrec_ray.recommend import Encoder, Pipeline, Request
 from llmrec_ray.recommend.snapshot import Snapshot
 from llmrec_ray.release import Release, load_release, point_at, rollback_pointer
@@ -246,7 +247,10 @@ def _carried_over(before: Changes, snapshot: Snapshot) -> list[ItemChange]:
 
 
 def _check_answers(snapshot: Snapshot) -> None:
-    """Raise ArtifactMismatchError when a known or an unknown user gets no answer, or one that is not finite."""
+    """Raise ArtifactError for an approximate index that finds too little, and ArtifactMismatchError when a known or an
+    unknown user gets no answer, or one that is not finite."""
+    if snapshot.index.config.kind == "hnsw":
+        measured_recall(snapshot.index, snapshot.bundle, snapshot.index.config)
     pipeline = Pipeline.of_snapshot(snapshot, with_encoder=False)
     users = snapshot.catalogue.users
     known = [Request(user_id=users.id(0), exclude_seen=False)] if len(users) else []
