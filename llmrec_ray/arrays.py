@@ -106,7 +106,8 @@ def _map_with_room(file: str, offset: int, file_bytes: int, size_bytes: int) -> 
     access = mmap.PROT_READ | mmap.PROT_WRITE
     address = _mmap(None, total, access, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0)
     buffer = (ctypes.c_ubyte * total).from_address(address)
-    weakref.finalize(buffer, _LIBC.munmap, address, total)
+    freed = weakref.finalize(buffer, _LIBC.munmap, address, total)
+    freed.atexit = False  # threads may still read it then, and the kernel takes it back anyway
     handle = os.open(file, os.O_RDONLY)
     try:
         _mmap(address, skew + file_bytes, access, mmap.MAP_PRIVATE | MAP_FIXED, handle, offset - skew)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,21 @@ def test_an_array_whose_file_is_gone_or_that_never_had_one_is_copied(path):
     for array in (mapped, ARRAYS["vectors"], map_columns(mapped)):
         longer = extended(array, np.ones((2, array.shape[1]), np.float32))
         np.testing.assert_array_equal(longer, np.concatenate([array, np.ones((2, array.shape[1]), np.float32)]))
+
+
+def test_an_extended_array_can_be_read_to_the_very_end_of_a_process(path):
+    program = f"""
+import atexit
+import numpy as np
+import subprocess
+import sys
+from pathlib import Path
+from llmrec_ray.arrays import extended, map_arrays
+atexit.register(lambda: print(longer.sum()))
+longer = extended(map_arrays(Path({str(path)!r}))["vectors"], np.ones((2, 4), np.float32))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, str(ARRAYS["vectors"].sum() + 8)), ended.stderr
 
 
 def map_columns(array: np.ndarray) -> np.ndarray:
