@@ -52,6 +52,8 @@ def test_the_builder_builds_the_four_deployments_from_the_typed_arguments(tiny_r
     stages = [bound._bound_deployment for bound in ingress.init_args[3:]]
     assert [stage.name for stage in (ingress, *stages)] == ["Ingress", "Encoder", "Retriever", "Reranker"]
     assert all(stage._deployment_config.autoscaling_config.max_replicas == 2 for stage in (ingress, *stages))
+    releases = ingress.init_args[2]._bound_deployment
+    assert releases._deployment_config.max_ongoing_requests >= 1000, "reports would wait for administrators' calls"
 
 
 @pytest.mark.parametrize("wrong", [

@@ -22,6 +22,8 @@ __all__ = ["build"]
 
 RETRY_AFTER_S = 1.0
 RELEASES_CPUS = 0.1
+RELEASES_CALLS = 1000
+"""At once: an administrator's call lasts until every replica has reported, so it must never keep reports out."""
 MIN_LOOK_BACK_S = 11.0
 """The load is a mean over so long; Serve warns about anything up to ten seconds, though SERVE_FLAGS ask more often."""
 
@@ -37,8 +39,8 @@ def build(args: ServeArgs) -> Application:
     if _has_encoder(release):
         inner["encoder"] = args.encoder
     releases = serve.deployment(
-        Releases, name="Releases", num_replicas=1, ray_actor_options={"num_cpus": RELEASES_CPUS},
-        logging_config=LOGGING,
+        Releases, name="Releases", num_replicas=1, max_ongoing_requests=RELEASES_CALLS,
+        ray_actor_options={"num_cpus": RELEASES_CPUS}, logging_config=LOGGING,
     ).bind(args.release_uri, args.follow, ("ingress", *inner))
     classes = {"encoder": EncoderReplica, "retriever": RetrieverReplica, "reranker": RerankerReplica}
     stages = {
