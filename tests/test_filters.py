@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 import polars as pl
 import pytest
@@ -44,6 +46,22 @@ def test_numbers_and_booleans_match_however_they_are_written():
         assert passing(attributes={"year": year}) == "b"
     for adult in (True, "true"):
         assert passing(attributes={"adult": adult}) == "ae"
+
+
+def test_a_value_that_a_column_of_numbers_cannot_hold_passes_nothing():
+    for year in (10**30, 1995.5, True, "many", "", float("nan"), float("inf"), "1e400", 10**400):
+        assert passing(attributes={"year": year}) == ""
+    assert passing(attributes={"price": [float("nan"), 10**400, "1.5", 3]}) == "ac"
+    assert passing(attributes={"year": [*range(1991), "2005"]}) == "ae"
+
+
+def test_filtering_by_a_column_with_a_number_of_its_own_for_every_item_takes_no_index():
+    n_items = 200_000
+    prices = pl.DataFrame({"price": np.arange(n_items) / 7})
+    item_filter = ItemFilter(Vocabulary(map(str, range(n_items))), prices)
+    start = perf_counter()
+    assert item_filter.passing(Filters(attributes={"price": 3.0})).nonzero()[0].tolist() == [21]
+    assert perf_counter() - start < 0.5
 
 
 def test_ranges_include_their_ends_and_leave_out_items_without_a_number():

@@ -5,6 +5,8 @@ An attribute is indexed when somebody first filters by it. Shapes: N items.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -66,6 +68,8 @@ class ItemFilter:
         return passing
 
     def _having(self, name: str, values: Iterable[AttributeValue]) -> IntArray:
+        if self._attributes.schema[name].is_numeric():
+            return _rows_of_numbers(self._attributes[name], values)
         if name not in self._rows:
             self._rows[name] = _rows_by_value(self._attributes[name])
         rows = [self._rows[name].get(_spelling(value), np.empty(0, np.int64)) for value in values]
@@ -86,6 +90,25 @@ class ItemFilter:
         mask = np.zeros(len(self._items), np.bool_)
         mask[rows] = True
         return mask
+
+
+def _rows_of_numbers(column: pl.Series, values: Iterable[AttributeValue]) -> IntArray:
+    """Numbers are compared with all, as there may be as many values as items: an index would take seconds to make."""
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    if column.dtype.is_integer():
+        numbers = [int(number) for number in numbers if float(number).is_integer()]
+    wanted = pl.Series(numbers, dtype=column.dtype, strict=False)  # null where a number is none of this column
+    return np.flatnonzero(column.is_in(wanted.drop_nulls().implode()).fill_null(False).to_numpy())
+
+
+def _number(value: AttributeValue) -> int | float | None:
+    if isinstance(value, bool):
+        return None
+    for read in (int, float):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = read(value) if isinstance(value, str) else value
+            return number if math.isfinite(number) else None
+    return None
 
 
 def _rows_by_value(column: pl.Series) -> dict[str, IntArray]:
