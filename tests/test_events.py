@@ -66,6 +66,33 @@ def test_an_event_is_fsynced_before_record_returns(tmp_path, monkeypatch):
         assert synced == [str(file), str(file.parent)]
 
 
+def test_folders_that_are_made_for_the_log_are_fsynced_into_their_parents(tmp_path, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").resolve()))
+    EventLog(tmp_path / "events" / "log")
+    assert {tmp_path, tmp_path / "events"} == {*synced}
+    synced.clear()
+    EventLog(tmp_path / "events" / "log")
+    assert synced == []
+
+
+def test_a_file_whose_folder_cannot_be_synced_is_never_written_again(tmp_path, monkeypatch):
+    log, real = EventLog(tmp_path), os.fsync
+
+    def no_folder(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").resolve() == tmp_path:
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", no_folder)
+        with pytest.raises(EventLogError, match="Input/output error"):
+            log.append([event("a")])
+    [failed] = log.files()
+    assert not failed.stat().st_size
+    assert log.append([event("b")]).file != failed
+
+
 def test_a_failed_write_leaves_nothing_and_does_not_count(tmp_path, monkeypatch):
     with EventStore.open(tmp_path) as store:
         store.record([event("a")])

@@ -39,7 +39,10 @@ class EventLog:
     def __init__(self, folder: Path, writer: str | None = None) -> None:
         self.folder = folder
         with _explained(folder):
+            made = [new for new in (folder, *folder.parents) if not new.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for new in made:  # else a crash of the machine could take the folder, and the events in it
+                _fsync_folder(new.parent)
         self.writer = writer or uuid.uuid4().hex
         self._last: Path | None = None
 
@@ -51,11 +54,8 @@ class EventLog:
         file = self._file()
         lines = b"".join(event.model_dump_json().encode() + b"\n" for event in events)
         with _explained(self.folder):
-            is_new = not file.exists()
             start = self._append(file, lines)
             self._last = file
-            if is_new:
-                _fsync_folder(self.folder)
         return Span(file, start, start + len(lines))
 
     def files(self) -> list[Path]:
@@ -88,6 +88,8 @@ class EventLog:
                 while lines:
                     lines = lines[handle.write(lines):]
                 os.fsync(handle.fileno())
+                if not start:
+                    _fsync_folder(self.folder)
             except OSError:
                 # What a disk keeps after a failed fsync is unknown: nothing may follow it in this file.
                 self.writer = uuid.uuid4().hex
