@@ -6,6 +6,7 @@ they were; only nobody is shown it, and its id may be given again, to a new row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
@@ -115,6 +116,12 @@ class Catalogue:
         kinds, wanted = fitting[0] if fitting else ((), "left out: it cannot be set here")
         if not isinstance(value, kinds):
             raise RequestError(f"The attribute {name!r} is {value!r}, but it must be {wanted}.", field=field)
+        [kept] = pl.Series([value], dtype=dtype, strict=False)
+        if kept is None or kept in {math.inf, -math.inf}:
+            raise RequestError(
+                f"The attribute {name!r} is too large or too small for the catalogue ({dtype}): send another "
+                "number, or leave it out.", field=field,
+            )
 
 
 def grown_attributes(attributes: pl.DataFrame, changes: Changes) -> pl.DataFrame:
