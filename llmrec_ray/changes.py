@@ -108,6 +108,16 @@ class Changes:
         """Ids of the Release's own items that were removed and are there again, under new rows."""
         return self.removed & self._live.keys()
 
+    @property
+    def live(self) -> list[AddedItem]:
+        """The added items that are still there, in order."""
+        return [self.added[place] for place in sorted(self._live.values())]
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Ids, of the Release or added, that were removed and are not there again."""
+        return (self.removed | {self.added[place].item_id for place in self.withdrawn}) - self._live.keys()
+
     @classmethod
     def none(cls) -> Changes:
         """Those of a Release as it was published."""

@@ -266,7 +266,7 @@ class Ingress:
             vectors = await self._stages.encode_items(snapshot_id, texts, ENCODE_ITEMS_S)
         except Exception as error:
             raise unavailable(error) from error
-        snapshot_id = await _remote(self._releases.add_items, request.items, vectors)
+        snapshot_id = await _remote(self._releases.add_items, request.items, vectors, snapshot_id)
         return ItemsResponse(release=snapshot_id, items=len(texts), request_id=request_id())
 
     @app.delete("/v1/admin/items", **admin)

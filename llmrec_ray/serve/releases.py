@@ -98,21 +98,28 @@ class Releases:
         snapshot.check_additions(items)
         return snapshot.id
 
-    async def add_items(self, items: Sequence[NewItem], vectors: FloatArray) -> str:
+    async def add_items(self, items: Sequence[NewItem], vectors: FloatArray, read_by: str) -> str:
         """Keep new items with their raw text vectors [n, T]; the snapshot's id, once every replica has them.
 
-        Raises RequestError for items that cannot be added.
+        read_by: id of the snapshot whose Encoder made the vectors. Raises RequestError for items that cannot be added.
         """
         async with self._changing:
-            snapshot = await self._active_snapshot()
+            snapshot = await self._newest_snapshot()
+            if read_by.partition("+")[0] != snapshot.release.id:
+                raise RequestError(
+                    f"Release {snapshot.release.id} has come to be served while the texts were read: send the items "
+                    "again.", field="items", code="conflict",
+                )
             snapshot.check_additions(items)
-            return await self._change([AddedItem.of(item, vector) for item, vector in zip(items, vectors, strict=True)])
+            added = [AddedItem.of(item, vector) for item, vector in zip(items, vectors, strict=True)]
+            return await self._change(snapshot, added)
 
     async def remove_items(self, item_ids: Sequence[str]) -> str:
         """Never show items again; returns once every replica knows, with the snapshot's id. Raises RequestError."""
         async with self._changing:
-            (await self._active_snapshot()).catalogue.check_removals(item_ids)
-            return await self._change([RemovedItem(item_id=item_id) for item_id in item_ids])
+            snapshot = await self._newest_snapshot()
+            snapshot.catalogue.check_removals(item_ids)
+            return await self._change(snapshot, [RemovedItem(item_id=item_id) for item_id in item_ids])
 
     def check_health(self) -> None:
         """Asked by Serve; raises when the replica should be replaced."""
@@ -125,19 +132,23 @@ class Releases:
         if self._first_report_s is None:
             self._first_report_s = now
         while self._switch is None:
-            if report.using:
-                self._begin(await asyncio.to_thread(self._key_of, report.using[-1]))
+            if report.active:
+                key = await asyncio.to_thread(self._key_of, report.active)
+                self._begin(key, await asyncio.to_thread(self._newest_version, key.release))
             elif monotonic() - self._first_report_s > SETTLE_ROUNDS * self._follow_config.sync_s:
                 release = await asyncio.to_thread(load_release, self._uri)
                 version = await asyncio.to_thread(self._newest_version, release)
-                self._begin(SnapshotKey(release, version))
+                self._begin(SnapshotKey(release, version), version)
             else:
                 await asyncio.sleep(self._follow_config.sync_s / 2)
         return self._switch
 
-    def _begin(self, key: SnapshotKey) -> None:
+    def _begin(self, key: SnapshotKey, newest_version: int) -> None:
+        """With what is answered with; changes of its items that were kept but are not served yet come next."""
         if self._switch is None:
             self._switch, self._tried = Switch(key, self._stages), key.release.id
+            if newest_version > key.version:
+                self._switch.propose(SnapshotKey(key.release, newest_version), monotonic())
 
     def _key_of(self, snapshot_id: str) -> SnapshotKey:
         release_id, _, version = snapshot_id.partition("+")
@@ -178,8 +189,8 @@ class Releases:
         if release.id == switch.active.release.id:
             switch.propose(switch.active, monotonic())
             return
-        before = (await self._active_snapshot()).changes
         try:
+            before = (await self._newest_snapshot()).changes
             version = await asyncio.to_thread(self._verify, release, before)
         except Exception as error:
             switch.refuse(release.id, f"{type(error).__name__}: {error}")
@@ -189,11 +200,11 @@ class Releases:
 
     def _verify(self, release: Release, before: Changes) -> int:
         """Open everything with its hashes, carry changes over and answer a request; the newest version of changes."""
-        snapshot = Snapshot.open(release)
         log = ChangeLog.of(self._uri, release.id)
         version = log.version()
-        if version == 0 and (carried := _carried_over(before, snapshot)):
-            version = log.append(carried, after=0)
+        snapshot = open_snapshot(self._uri, SnapshotKey(release, version), None)
+        if carried := _carried_over(before, snapshot):
+            version = log.append(carried, after=version)
         _check_answers(open_snapshot(self._uri, SnapshotKey(release, version), snapshot))
         return version
 
@@ -205,8 +216,14 @@ class Releases:
             self._snapshot = await asyncio.to_thread(open_snapshot, self._uri, key, base)
         return self._snapshot
 
-    async def _change(self, changes: Sequence[ItemChange]) -> str:
-        switch, snapshot = self._switch, await self._active_snapshot()
+    async def _newest_snapshot(self) -> Snapshot:
+        """Of the active Release, with every change of its items that was kept, served already or not."""
+        snapshot = await self._active_snapshot()
+        version = await asyncio.to_thread(self._newest_version, snapshot.release)
+        return await asyncio.to_thread(open_snapshot, self._uri, SnapshotKey(snapshot.release, version), snapshot)
+
+    async def _change(self, snapshot: Snapshot, changes: Sequence[ItemChange]) -> str:
+        switch = self._switch
         assert switch is not None, "nothing is active. This is a bug."
         log = ChangeLog.of(self._uri, snapshot.release.id)
         version = await asyncio.to_thread(lambda: log.append(changes, after=snapshot.changes.version))
@@ -233,14 +250,21 @@ class Releases:
 
 
 def _carried_over(before: Changes, snapshot: Snapshot) -> list[ItemChange]:
-    """Changes of the Release before that this one does not know: what was removed stays so, what was added goes on."""
+    """What makes the items of a Release those that were served before it: what was removed stays so, and what was added
+    goes on, also where the Release was served, and changed, at an earlier time.
+    """
     catalogue = snapshot.catalogue
-    removed = [RemovedItem(item_id=item_id) for item_id in sorted(before.removed) if item_id in catalogue.items]
+    removed = [RemovedItem(item_id=item_id) for item_id in sorted(before.gone) if catalogue.shown(item_id) >= 0]
     added = [
-        NewItem(**item.model_dump(include=set(NewItem.model_fields))) for place, item in enumerate(before.added)
-        if place not in before.withdrawn and item.item_id not in catalogue.items
+        NewItem(**item.model_dump(include=set(NewItem.model_fields)))
+        for item in before.live if catalogue.shown(item.item_id) < 0
     ]
-    if not added or not snapshot.has_encoder:
+    if not added:
+        return [*removed]
+    try:
+        snapshot.check_additions([])
+    except RequestError as error:
+        logger.warning("%d added items are not carried over to release %s: %s", len(added), snapshot.id, error)
         return [*removed]
     vectors = Encoder(snapshot.texts).encode_items([item.text for item in added])
     return [*removed, *(AddedItem.of(item, vector) for item, vector in zip(added, vectors, strict=True))]

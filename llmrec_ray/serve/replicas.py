@@ -44,8 +44,8 @@ class Part(Generic[Stage]):
 
 
 def open_snapshot(release_uri: str, key: SnapshotKey, base: Snapshot | None) -> Snapshot:
-    """A snapshot of the Releases beside `release_uri`, from one of the same Release where there is one."""
-    snapshot = Snapshot.open(key.release) if base is None else base
+    """A snapshot of the Releases beside `release_uri`, from an earlier one of the same Release where there is one."""
+    snapshot = Snapshot.open(key.release) if base is None or base.changes.version > key.version else base
     if key.version == snapshot.changes.version:
         return snapshot
     return snapshot.changed(ChangeLog.of(release_uri, key.release.id).read(key.version, since=snapshot.changes))
