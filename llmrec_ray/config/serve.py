@@ -138,6 +138,8 @@ class GatherConfig(Section):
 class DeadlineConfig(Section):
     """How long the Ingress waits for a stage before it answers without it."""
 
+    events_s: PositiveFloat = 1.0
+    """Without them, answers go by the histories of the Release."""
     encoder_s: PositiveFloat = 1.0
     """Without it, texts are left out."""
     retriever_s: PositiveFloat = 1.0

@@ -5,7 +5,6 @@ moment it is decorated, so whatever it calls must stand above it.
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from llmrec_ray.changes import NewItem
 from llmrec_ray.config import ApiKey
-from llmrec_ray.errors import EventLogError, EventViewError, RequestError
+from llmrec_ray.errors import EventLogError, RequestError
 from llmrec_ray.events import Event, EventStore
 from llmrec_ray.recommend import Request, Resolver, Response, SimilarResponse
 from llmrec_ray.recommend.popular import PopularItems
@@ -45,13 +44,12 @@ from llmrec_ray.serve.problems import (
     responses,
     unavailable,
 )
+from llmrec_ray.serve.recent import Recent
 from llmrec_ray.serve.replicas import open_snapshot
 from llmrec_ray.serve.stages import Stages
 from llmrec_ray.serve.switch import SnapshotKey
 
 __all__ = ["Ingress", "app"]
-
-logger = logging.getLogger("ray.serve")
 
 ENCODE_ITEMS_S = 60.0
 
@@ -205,6 +203,9 @@ class Ingress:
             Path(args.events_folder), args.events.redis_url, max_history=args.limits.max_history,
             redis_timeout_s=args.events.redis_timeout_s,
         )
+        self._recent = Recent(
+            self._events, args.limits.max_history, args.deadlines.events_s, args.deadlines.rest_s
+        )
         await self._held.start()
 
     @app.post("/v1/recommend", response_model=Response, **guarded)
@@ -315,7 +316,7 @@ class Ingress:
 
     async def newest_of(self, user_id: str) -> list[str]:
         """For the explorer page: item ids of a user's events after the Dataset, oldest first."""
-        recent, _ = await self._recent([Request(user_id=user_id)])
+        recent, _ = await self._recent.of([user_id])
         return recent.get(user_id, [])
 
     def check_health(self) -> None:
@@ -335,7 +336,8 @@ class Ingress:
         """Answers to gathered requests, in order; those that came around a switch are split by their snapshots."""
         start = perf_counter()
         self._metrics.queue(self._plain.waiting + self._with_text.waiting)
-        recent, without = await self._recent([request for request, _ in asked])
+        users = {request.user_id for request, _ in asked if request.user_id is not None}
+        recent, without = await self._recent.of([*users])
         answers: dict[int, dict[str, Any]] = {}
         for serving in {id(serving): serving for _, serving in asked}.values():
             places = [place for place, (_, other) in enumerate(asked) if other is serving]
@@ -350,14 +352,3 @@ class Ingress:
                 self._metrics.degraded(what)
         self._metrics.observe(perf_counter() - start, len(asked))
         return [answers[place] for place in range(len(asked))]
-
-    async def _recent(self, requests: Sequence[Request]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-        """Newest items of the people who ask, and `events` where they cannot be read."""
-        users = list({request.user_id for request in requests if request.user_id is not None})
-        if not users:
-            return {}, ()
-        try:
-            return await asyncio.to_thread(self._events.newest_of, users, self.limits.max_history), ()
-        except EventViewError as error:
-            logger.debug("%s", error)  # the store has told when it lost Redis
-            return error.newest, ("events",)

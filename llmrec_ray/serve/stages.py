@@ -11,23 +11,21 @@ requests do not queue for what is not there. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from llmrec_ray.config import DeadlineConfig
 from llmrec_ray.recommend import Encoded, Ranked, RequestBatch, Retrieved, retriever_order
 from llmrec_ray.recommend.popular import PopularItems
+from llmrec_ray.serve.rests import Rests
 from llmrec_ray.types import FloatArray
 
 __all__ = ["Answered", "Stage", "Stages"]
 
-logger = logging.getLogger("ray.serve")
 Value = TypeVar("Value")
 LOST_REPLICA = (RayActorError,)
 TRIES = 3
@@ -46,33 +44,12 @@ class Answered:
     degraded: tuple[str, ...]
 
 
-class Stage:
+class Stage(Rests):
     """One deployment, as the Ingress sees it."""
 
     def __init__(self, name: str, handle: DeploymentHandle, deadline_s: float, rest_s: float) -> None:
-        self.name, self.deadline_s, self._rest_s = name, deadline_s, rest_s
-        self.handle = handle
-        self._tired_until = 0.0
-
-    def is_up(self) -> bool:
-        """Whether to call it; after a failure True once per `rest_s`, for one call that tries."""
-        now = monotonic()
-        if self._tired_until == 0.0:
-            return True
-        if now < self._tired_until:
-            return False
-        self._tired_until = now + self._rest_s
-        return True
-
-    def answered(self) -> None:
-        """It works: every call goes to it."""
-        self._tired_until = 0.0
-
-    def failed(self, error: BaseException) -> None:
-        """Leave it alone for a while."""
-        if self._tired_until == 0.0:
-            logger.error("%s is done without for %.1f s: %s", self.name, self._rest_s, _reason(error))
-        self._tired_until = monotonic() + self._rest_s
+        super().__init__(name, rest_s)
+        self.handle, self.deadline_s = handle, deadline_s
 
 
 class Stages:
@@ -215,9 +192,3 @@ async def _value(response: Awaitable[Value]) -> Value:
 def _tries() -> list[bool]:
     """For each try whether it is the last."""
     return [number == TRIES for number in range(1, TRIES + 1)]
-
-
-def _reason(error: BaseException) -> str:
-    """One line; the stack of a stage is in the stage's own log."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
