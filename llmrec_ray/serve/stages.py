@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
@@ -31,6 +32,8 @@ LOST_REPLICA = (RayActorError,)
 TRIES = 3
 """A call that a replica took with it when it died goes to another one."""
 READY_S = 10.0
+HELD_FRESH_S = 0.5
+"""Nobody needs a key to ask whether the endpoint is ready, so however many ask, the stages are asked so often."""
 SIMILAR_S = 10.0
 """Nothing can stand in for similar items, so a Retriever that is being replaced is waited for."""
 
@@ -63,6 +66,8 @@ class Stages:
         self.encoder = None if encoder is None else Stage("encoder", encoder, deadlines.encoder_s, rest_s)
         self.retriever = Stage("retriever", retriever, deadlines.retriever_s, rest_s)
         self.reranker = Stage("reranker", reranker, deadlines.reranker_s, rest_s)
+        self._looking: asyncio.Task[dict[str, list[str]]] | None = None
+        self._look_again_at = 0.0
 
     async def rank(self, batch: RequestBatch, popular: PopularItems) -> Answered:
         """The final order of every request; never fails because a stage does."""
@@ -86,7 +91,19 @@ class Stages:
         raise AssertionError("no try was the last. This is a bug.")
 
     async def held(self) -> dict[str, list[str]]:
-        """Stage -> the snapshots in the memory of one of its replicas. Raises what a stage raises, and TimeoutError."""
+        """Stage -> the snapshots in the memory of one of its replicas, as of a moment ago at most. Raises what a stage
+        raises, and TimeoutError."""
+        if self._looking is None or (self._looking.done() and monotonic() >= self._look_again_at):
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> dict[str, list[str]]:
+        try:
+            return await self._held_now()
+        finally:
+            self._look_again_at = monotonic() + HELD_FRESH_S
+
+    async def _held_now(self) -> dict[str, list[str]]:
         stages = [stage for stage in (self.encoder, self.retriever, self.reranker) if stage is not None]
         held = await asyncio.gather(*(_within(one.handle.held_snapshots.remote(), READY_S) for one in stages))
         return {stage.name: ids for stage, ids in zip(stages, held, strict=True)}
