@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+KEPT_PREVIOUS = 100
+"""To how many earlier Releases one can roll back; the pointer is read every few seconds and must stay small."""
+
+
 class ArtifactRef(BaseModel):
     """Where an artifact is and which content it must have."""
 
@@ -193,7 +197,7 @@ def _move(pointer_uri: str, uri: str) -> None:
     except ArtifactNotFoundError:
         previous: tuple[str, ...] = ()
     else:
-        previous = before.previous if before.uri == uri else (*before.previous, before.uri)
+        previous = before.previous if before.uri == uri else (*before.previous, before.uri)[-KEPT_PREVIOUS:]
     write_json_atomic(pointer_uri, Pointer(uri=uri, previous=previous).model_dump(mode="json"))
 
 

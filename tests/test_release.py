@@ -8,7 +8,7 @@ import pytest
 
 from llmrec_ray.artifact import Workspace, create_artifact, read_json
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
-from llmrec_ray.release import Release, current_uri, load_release, point_at, publish, rollback
+from llmrec_ray.release import KEPT_PREVIOUS, Release, current_uri, load_release, point_at, publish, rollback
 from llmrec_ray.signals import FusionPolicy
 
 POLICY = FusionPolicy(weights={"neural": 0.8, "item_item": 0.2}, candidates={"neural": 100})
@@ -156,3 +156,14 @@ def test_the_pointer_can_be_moved_to_any_release_of_its_folder(workspace, parts)
     with pytest.raises(ArtifactNotFoundError, match="There is no Release at"):
         point_at(current_uri(workspace), "0" * 16)
     assert load_release(current_uri(workspace)) == first
+
+
+def test_the_pointer_stays_small_however_often_releases_are_published(workspace, parts):
+    first, second = (
+        publish_parts(workspace, parts, POLICY.model_copy(update={"cold_scale": scale})) for scale in (0.25, 0.75)
+    )
+    for _ in range(KEPT_PREVIOUS):
+        point_at(current_uri(workspace), first.id)
+        point_at(current_uri(workspace), second.id)
+    assert len(read_json(current_uri(workspace))["previous"]) == KEPT_PREVIOUS
+    assert rollback(workspace).id == first.id
