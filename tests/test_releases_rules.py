@@ -149,6 +149,23 @@ def test_texts_that_another_release_has_read_are_not_kept(releases):
     assert shown(releases, FIRST) == {"x", "y", "z"}
 
 
+def test_no_item_is_changed_while_another_release_is_still_being_loaded(releases):
+    async def run() -> None:
+        await report_all(releases, FIRST.id)
+        releases._switch.propose(SnapshotKey(SECOND), 0.0)
+        with pytest.raises(RequestError) as caught:
+            await releases.remove_items(["x"])
+        assert (caught.value.code, str(caught.value)) == (
+            "conflict",
+            f"Release {SECOND.id} is being loaded and would lack this change: send it again when GET /v1/admin/status "
+            "names nothing pending.",
+        )
+        assert releases._switch.pending.release is SECOND
+
+    asyncio.run(run())
+    assert log_of(releases, FIRST).version() == 0
+
+
 def test_what_was_removed_stays_so_however_often_releases_are_exchanged(releases):
     def verified(release: Any, before: Any) -> set[str]:
         releases._verify(release, log_of(releases, before).read())

@@ -225,6 +225,11 @@ class Releases:
     async def _change(self, snapshot: Snapshot, changes: Sequence[ItemChange]) -> str:
         switch = self._switch
         assert switch is not None, "nothing is active. This is a bug."
+        if switch.pending is not None and switch.pending.release.id != snapshot.release.id:
+            raise RequestError(
+                f"Release {switch.pending.release.id} is being loaded and would lack this change: send it again when "
+                "GET /v1/admin/status names nothing pending.", field="items", code="conflict",
+            )
         log = ChangeLog.of(self._uri, snapshot.release.id)
         version = await asyncio.to_thread(lambda: log.append(changes, after=snapshot.changes.version))
         key = SnapshotKey(snapshot.release, version)
