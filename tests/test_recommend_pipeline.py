@@ -12,7 +12,7 @@ from llmrec_ray.config import IndexConfig, RequestLimits
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, RequestError
 from llmrec_ray.index import Index, build_index
-from llmrec_ray.recommend import Filters, Pipeline, Request, Response, Retriever, signal_names
+from llmrec_ray.recommend import Encoder, Filters, Pipeline, Request, Response, Retriever, Snapshot, signal_names
 from llmrec_ray.release import ArtifactRef
 from llmrec_ray.signals import FusionPolicy
 
@@ -376,3 +376,13 @@ def test_a_release_whose_artifact_was_replaced_is_not_loaded(tiny_release):
         f"Release {tiny_release.id} was published with bundle 0123, but {tiny_release.bundle.uri} now holds "
         f"{tiny_release.bundle.id}: restore it, or publish again."
     )
+
+
+def test_a_text_that_is_asked_for_again_is_not_encoded_again(tiny_release):
+    looked_up: list[bool] = []
+    encoder = Encoder(Snapshot.open(tiny_release).texts, looked_up=looked_up.append)
+    first = encoder.encode(["thing painted white", ""], ["", "likes black"])
+    again = encoder.encode(["thing painted white", "thing painted white"], ["", ""])
+    assert looked_up == [False, False, True, True]
+    assert np.array_equal(again.vectors[0], first.vectors[0])
+    assert np.array_equal(again.vectors[1], first.vectors[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +45,17 @@ class Shown:
     @property
     def catalogue(self) -> Catalogue:
         return CATALOGUE.changed(self.changes)
+
+    @property
+    def bundle(self) -> SimpleNamespace:
+        return SimpleNamespace(item_vectors=self.catalogue.items)
+
+    @property
+    def index(self) -> Vocabulary:
+        return self.catalogue.items
+
+    def changed(self, changes: Changes) -> Shown:
+        return replace(self, changes=changes)
 
     def check_additions(self, items) -> None:
         self.catalogue.check_additions(items, has_encoder=self.takes_items)

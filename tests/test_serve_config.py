@@ -70,9 +70,9 @@ def test_the_encoder_computes_on_the_gpu_that_its_deployment_reserves(tiny_relea
     moved: list[str] = []
     monkeypatch.setattr("ray.get_gpu_ids", lambda: reserved)
     monkeypatch.setattr("llmrec_ray.model.encoder.TextEncoder.to", lambda _, device: moved.append(device))
-    encoder = make_encoder(Snapshot.open(tiny_release), None)
+    encoder = make_encoder(Snapshot.open(tiny_release), None, bool)
     assert moved == devices
-    assert make_encoder(Snapshot.open(tiny_release), encoder) is encoder
+    assert make_encoder(Snapshot.open(tiny_release), encoder, bool) is encoder
 
 
 def test_waiting_ends_when_the_process_is_told_to_end():

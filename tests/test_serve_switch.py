@@ -136,3 +136,16 @@ def test_a_snapshot_is_everywhere_once_every_replica_has_heard_of_it(switch):
     assert not switch.is_everywhere()
     switch.report(retriever("old", "new", active="new"), 1.1)
     assert switch.is_everywhere()
+
+
+def test_two_switches_in_quick_succession_keep_both_old_snapshots_for_calls_on_their_way(switch):
+    newest = key("newest")
+    switch.propose(NEW, 0.0)
+    switch.report(ingress("old", "new"), 1.0)
+    switch.report(retriever("old", "new"), 1.0)
+    switch.propose(newest, 1.1)
+    switch.report(ingress("old", "new", "newest", using=("old", "new")), 1.2)
+    assert set(held_ids(switch.report(retriever("old", "new", "newest"), 1.2))) == {"old", "new", "newest"}
+    late = 1.2 + GRACE_S
+    switch.report(ingress("old", "new", "newest", using=("newest",)), late)
+    assert held_ids(switch.report(retriever("old", "new", "newest"), late)) == ["newest"]

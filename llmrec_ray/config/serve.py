@@ -131,7 +131,7 @@ class GatherConfig(Section):
     """Most requests in one call."""
     max_in_flight: PositiveInt = 2
     """Calls on their way at once; requests that come meanwhile are gathered into the next."""
-    max_waiting: PositiveInt = 512
+    max_waiting: PositiveInt = 128
     """Requests that may wait to be gathered; more are refused with 503 and Retry-After."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -14,16 +16,26 @@ from llmrec_ray.types import FloatArray
 
 __all__ = ["Encoder"]
 
+KEPT_TEXTS = 4096
+
 
 class Encoder:
-    """Holds the text encoder of a Bundle that has one."""
+    """Holds the text encoder of a Bundle that has one, and the vectors of the texts that were asked for last.
 
-    def __init__(self, texts: BundleTexts, device: str = "cpu") -> None:
+    looked_up: is told of every text whether its vector was kept. Threads may share an object.
+    """
+
+    def __init__(
+        self, texts: BundleTexts, device: str = "cpu", *, looked_up: Callable[[bool], None] = lambda _: None
+    ) -> None:
         assert texts.center is not None, "an Encoder for a Bundle without texts. This is a bug."
         self._encoder = texts.load_encoder(device)
         self._center = texts.center
         self._profiles = texts.profiles
         self._user_size = texts.user_size
+        self._looked_up = looked_up
+        self._kept: OrderedDict[str, FloatArray] = OrderedDict()
+        self._keeping = threading.Lock()
 
     def encode(self, queries: Sequence[str], profiles: Sequence[str]) -> Encoded:
         """Queries and profiles of B requests, "" where there is none.
@@ -49,8 +61,27 @@ class Encoder:
 
     def _raw(self, texts: Sequence[str]) -> FloatArray:
         """[B, T] encoder output, zero rows for empty texts."""
-        given = [place for place, text in enumerate(texts) if text]
+        found = self._find({text for text in texts if text})
+        if missing := list(dict.fromkeys(text for text in texts if text and text not in found)):
+            new = dict(zip(missing, self._encoder.encode(missing, as_query=True), strict=True))
+            self._keep(new)
+            found |= new
         raw = np.zeros((len(texts), len(self._center)), np.float32)
-        if given:
-            raw[given] = self._encoder.encode([texts[place] for place in given], as_query=True)
+        for place, text in enumerate(texts):
+            if text:
+                raw[place] = found[text]
+                self._looked_up(text not in missing)
         return raw
+
+    def _find(self, texts: set[str]) -> dict[str, FloatArray]:
+        with self._keeping:
+            found = {text: self._kept[text] for text in texts if text in self._kept}
+            for text in found:
+                self._kept.move_to_end(text)
+            return found
+
+    def _keep(self, new: dict[str, FloatArray]) -> None:
+        with self._keeping:
+            self._kept |= new
+            while len(self._kept) > KEPT_TEXTS:
+                self._kept.popitem(last=False)

@@ -131,6 +131,8 @@ class Held(Generic[Part]):
         try:
             self._parts[key.id] = await asyncio.to_thread(self._load, key, base)
             self._keys[key.id] = key
+        except OSError as error:  # storage that fails for a moment; the next report begins again
+            logger.warning("%s could not read %s yet: %s", self._stage, key.id, error)
         except Exception as error:
             logger.exception("%s could not load %s.", self._stage, key.id)
             self._failed[key.id] = f"{type(error).__name__}: {error}"

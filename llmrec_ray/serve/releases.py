@@ -16,7 +16,7 @@ import numpy as np
 
 from llmrec_ray.changes import AddedItem, ChangeLog, Changes, ItemChange, NewItem, RemovedItem
 from llmrec_ray.config import FollowConfig
-from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, LlmrecError, RequestError
+from llmrec_ray.errors import ArtifactError, ArtifactMismatchError, ArtifactNotFoundError, LlmrecError, RequestError
 from llmrec_ray.index import measured_recall
 from llmrec_ray.recommend import Encoder, Pipeline, Request
 from llmrec_ray.recommend.snapshot import Snapshot
@@ -73,24 +73,36 @@ class Releases:
     async def publish(self, release_id: str | None) -> dict[str, Any]:
         """Point at a Release of the same folder, None for the one before the current, and wait until it is served.
 
-        Raises RequestError when there is no such Release, or it is refused.
+        Raises RequestError when there is no such Release, or it is refused; the pointer then leads to what is served.
         """
-        try:
-            if release_id is None:
-                release = await asyncio.to_thread(rollback_pointer, self._uri)
-            else:
-                release = await asyncio.to_thread(point_at, self._uri, release_id)
-        except ArtifactError as error:
-            raise RequestError(str(error), field="release_id", code="not_found") from None
+        release = await asyncio.to_thread(self._point, release_id)
         self._tried = ""
         await self._look()
         await self._wait(lambda key: key.release.id == release.id)
-        assert self._switch is not None, "a Release without a switch. This is a bug."
-        if self._switch.active.release.id != release.id:
-            refused = {name.partition("+")[0]: reason for name, reason in self._switch.refused.items()}
-            reason = refused.get(release.id, f"not every replica held it within {SWITCH_TIMEOUT_S:.0f} s")
+        switch = self._switch
+        assert switch is not None, "a Release without a switch. This is a bug."
+        if switch.active.release.id != release.id:
+            refused = {name.partition("+")[0]: reason for name, reason in switch.refused.items()}
+            late = f"not every replica held it within {SWITCH_TIMEOUT_S:.0f} s"
+            reason = refused.get(release.id, self._pointer_error or late)
+            await asyncio.to_thread(point_at, self._uri, switch.active.release.id)
             raise RequestError(f"Release {release.id} is not served: {reason}.", field="release_id", code="refused")
         return await self.status()
+
+    def _point(self, release_id: str | None) -> Release:
+        try:
+            return rollback_pointer(self._uri) if release_id is None else point_at(self._uri, release_id)
+        except ArtifactNotFoundError as error:
+            logger.warning("%s", error)
+            which = "before the current one" if release_id is None else release_id
+            raise RequestError(
+                f"There is no Release {which}: `llmrec publish` makes one.", field="release_id", code="not_found"
+            ) from None
+        except ArtifactError as error:
+            logger.warning("%s", error)
+            raise RequestError(
+                f"Release {release_id} cannot be read: publish it again.", field="release_id", code="refused"
+            ) from None
 
     async def check_additions(self, items: Sequence[NewItem]) -> str:
         """Id of the snapshot whose Encoder should read the texts. Raises RequestError."""
@@ -192,6 +204,10 @@ class Releases:
         try:
             before = (await self._newest_snapshot()).changes
             version = await asyncio.to_thread(self._verify, release, before)
+        except OSError as error:  # storage that fails for a moment; the next look begins again
+            logger.warning("Release %s could not be read yet: %s", release.id, error)
+            self._tried = ""
+            return
         except Exception as error:
             switch.refuse(release.id, f"{type(error).__name__}: {error}")
             return
@@ -230,6 +246,7 @@ class Releases:
                 f"Release {switch.pending.release.id} is being loaded and would lack this change: send it again when "
                 "GET /v1/admin/status names nothing pending.", field="items", code="conflict",
             )
+        await asyncio.to_thread(_check_opens, snapshot, changes)
         log = ChangeLog.of(self._uri, snapshot.release.id)
         version = await asyncio.to_thread(lambda: log.append(changes, after=snapshot.changes.version))
         key = SnapshotKey(snapshot.release, version)
@@ -273,6 +290,12 @@ def _carried_over(before: Changes, snapshot: Snapshot) -> list[ItemChange]:
         return [*removed]
     vectors = Encoder(snapshot.texts).encode_items([item.text for item in added])
     return [*removed, *(AddedItem.of(item, vector) for item, vector in zip(added, vectors, strict=True))]
+
+
+def _check_opens(snapshot: Snapshot, changes: Sequence[ItemChange]) -> None:
+    """Raise what making the next snapshot raises, before a change is kept that no replica could open."""
+    changed = snapshot.changed(snapshot.changes.after(list(changes)))
+    assert len(changed.index) == len(changed.bundle.item_vectors), "an index of other items. This is a bug."
 
 
 def _check_answers(snapshot: Snapshot) -> None:

@@ -51,9 +51,9 @@ def open_snapshot(release_uri: str, key: SnapshotKey, base: Snapshot | None) -> 
     return snapshot.changed(ChangeLog.of(release_uri, key.release.id).read(key.version, since=snapshot.changes))
 
 
-def make_encoder(snapshot: Snapshot, before: Encoder | None) -> Encoder:
+def make_encoder(snapshot: Snapshot, before: Encoder | None, looked_up: Callable[[bool], None]) -> Encoder:
     """The Encoder of a snapshot, on the GPU where the deployment reserves one; changes to items leave it as it is."""
-    return before or Encoder(snapshot.texts, "cuda" if ray.get_gpu_ids() else "cpu")
+    return before or Encoder(snapshot.texts, "cuda" if ray.get_gpu_ids() else "cpu", looked_up=looked_up)
 
 
 class _Replica(Generic[Stage]):
@@ -83,7 +83,9 @@ class EncoderReplica(_Replica[Encoder]):
     """Text → vector."""
 
     async def __init__(self, args: ServeArgs, releases: DeploymentHandle) -> None:  # type: ignore[misc]
-        super().__init__("encoder", args, releases, make_encoder)
+        super().__init__(
+            "encoder", args, releases, lambda snapshot, before: make_encoder(snapshot, before, self.metrics.cache)
+        )
         await self.held.start()
 
     def encode(self, snapshot_id: str, queries: Sequence[str], profiles: Sequence[str]) -> Encoded:

@@ -70,7 +70,7 @@ class Switch:
         self.active = active
         self.pending: SnapshotKey | None = None
         self.refused: dict[str, str] = {}
-        self._old: SnapshotKey | None = None
+        self._old: dict[str, tuple[SnapshotKey, float]] = {}
         self._stages = frozenset(stages)
         self._reports: dict[str, tuple[Report, float]] = {}
         self._since = 0.0
@@ -95,7 +95,7 @@ class Switch:
         """Take note of a replica, switch if all is ready, and answer what it should hold."""
         self._reports[report.replica] = (report, now)
         self.tick(now)
-        kept = (self.active, self.pending, self._old)
+        kept = (self.active, self.pending, *(key for key, _ in self._old.values()))
         return Orders(tuple(key for key in kept if key is not None), self.active.id)
 
     def tick(self, now: float) -> None:
@@ -105,8 +105,9 @@ class Switch:
         }
         if self.pending is not None:
             self._decide(self.pending, now)
-        if self._old is not None and now - self._since >= GRACE_S and not self._uses(self._old.id):
-            self._old = None
+        self._old = {
+            name: (key, left) for name, (key, left) in self._old.items() if now - left < GRACE_S or self._uses(name)
+        }
 
     def is_everywhere(self) -> bool:
         """Whether every replica that is alive answers new requests with the active snapshot."""
@@ -123,7 +124,9 @@ class Switch:
             self.refuse(pending.id, f"{failure.stage}: {failure.failed[pending.id]}")
         elif {report.stage for report in live} >= self._stages and all(pending.id in one.held for one in live):
             logger.info("Snapshot %s is active now, after %s.", pending.id, self.active.id)
-            self._old, self.active, self.pending, self._since = self.active, pending, None, now
+            self._old[self.active.id] = (self.active, now)
+            self._old.pop(pending.id, None)
+            self.active, self.pending, self._since = pending, None, now
         elif now - self._since > PATIENCE_S:
             holding = sum(pending.id in report.held for report in live)
             self.refuse(pending.id, f"after {PATIENCE_S:.0f} s only {holding} of {len(live)} replicas held it")
