@@ -174,8 +174,12 @@ def compare_stage(a: Sequence[str], b: Sequence[str], systems: tuple[str, str]) 
 def publish_stage(
     recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
 ) -> Release:
-    """Name a Dataset, a Bundle and an Index as the current Release, with the Bundle's fusion policy."""
+    """Name a Dataset, a Bundle and an Index as the current Release.
+
+    Its fusion policy has the weights of the Bundle and what the recipe says now, such as fusion.cold_scale.
+    """
     from llmrec_ray.release import publish
+    from llmrec_ray.signals import FusionPolicy, recipe_policy
 
     workspace = _workspace(recipe)
     bundle = open_bundle(recipe, bundle_uri)
@@ -185,7 +189,7 @@ def publish_stage(
         dataset_uri=dataset_uri or workspace.latest("dataset", made_by="ingest"),
         bundle_uri=bundle.uri,
         index_uri=index_uri or _latest_index(recipe),
-        policy=bundle.policy,
+        policy=FusionPolicy.model_validate(bundle.policy.model_dump() | recipe_policy(recipe, bundle.signal_names)),
     )
     logger.info("release %s is current", release.id)
     return release
@@ -226,8 +230,8 @@ def recommend_stage(recipe: Recipe, request: Request, release_uri: str | None = 
 def announce(endpoint: Endpoint) -> None:
     """Say where the endpoint listens, with its key and a command to paste."""
     logger.info("The endpoint listens at %s (documentation: %s/docs).", endpoint.url, endpoint.url)
-    key = "the one in LLMREC_API_KEY, or its owner's" if endpoint.key_from_environment else endpoint.api_key
-    logger.info("API key: %s", key)
+    given = "those of serve.keys" if endpoint.api_key is None else "the one in LLMREC_API_KEY"
+    logger.info("API key: %s", given if endpoint.key_from_environment else endpoint.api_key)
     if endpoint.made_admin_key:
         logger.info("Admin key (for /v1/admin): %s", endpoint.admin_key)
     logger.info("Try: %s", endpoint.curl({"query": "a space adventure for children", "k": 5}))

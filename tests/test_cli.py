@@ -105,6 +105,10 @@ def test_every_stage_runs_from_the_command_line_and_ends_with_one_json_object(ca
     assert answer["user"] == "known"
     for item in answer["items"]:
         assert sum(item["shares"].values()) == pytest.approx(item["score"], abs=1e-4)
+    bolder = result("publish", "fusion.cold_scale=0.7")
+    assert bolder["id"] != release["id"]
+    assert bolder["policy"] == release["policy"] | {"cold_scale": 0.7}
+    assert result("publish", "--rollback")["id"] == release["id"]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

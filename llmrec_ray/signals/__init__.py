@@ -11,7 +11,15 @@ from llmrec_ray.signals.fusion import CandidateLists, Fusion, Given, calibrated
 from llmrec_ray.signals.gated import GatedFusion
 from llmrec_ray.signals.ials import Ials
 from llmrec_ray.signals.item_knn import ItemKnn
-from llmrec_ray.signals.late import Calibration, FusionPolicy, WeightSearch, fuse, search_weights, weight_curve
+from llmrec_ray.signals.late import (
+    Calibration,
+    FusionPolicy,
+    WeightSearch,
+    fuse,
+    recipe_policy,
+    search_weights,
+    weight_curve,
+)
 from llmrec_ray.signals.markov import MarkovChain
 from llmrec_ray.signals.modes import CascadeFusion, CorrectedFusion, Correction, WeightedFusion, load_fusion
 from llmrec_ray.signals.new_items import GrownItemItem, NewItems
@@ -55,6 +63,7 @@ __all__ = [
     "center",
     "fuse",
     "load_fusion",
+    "recipe_policy",
     "search_weights",
     "to_text_space",
     "weight_curve",

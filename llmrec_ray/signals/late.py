@@ -7,19 +7,27 @@ fixed, so that the same pair gets the same score offline and online. Shapes: B =
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from llmrec_ray.config import ColdSignalName, MergeName, SignalName, SourceName
+from llmrec_ray.config import ColdSignalName, MergeName, Recipe, SignalName, SourceName
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
-__all__ = ["Calibration", "FusionPolicy", "WeightSearch", "fuse", "search_weights", "weight_curve"]
+__all__ = [
+    "Calibration",
+    "FusionPolicy",
+    "WeightSearch",
+    "fuse",
+    "recipe_policy",
+    "search_weights",
+    "weight_curve",
+]
 
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Weights = dict[SignalName, Weight]
@@ -91,6 +99,19 @@ class FusionPolicy(BaseModel):
         if not {*self.candidates} - {"cold"}:
             raise ValueError("no source proposes known items as candidates: name at least one, such as neural: 100")
         return self
+
+
+def recipe_policy(recipe: Recipe, signal_names: Collection[str]) -> dict[str, Any]:
+    """The fields of a policy that a recipe decides without training, for a Bundle with these signals."""
+    candidates, cold = recipe.retrieval.candidates, recipe.fusion.cold_weights
+    return {
+        "candidates": {name: count for name, count in candidates.items() if name in {"cold", *signal_names}},
+        "cold_weights": {name: weight for name, weight in cold.items() if name in signal_names},
+        "cold_scale": recipe.fusion.cold_scale,
+        "newcomer_events": recipe.fusion.newcomer_events,
+        "merge": recipe.retrieval.merge,
+        "max_candidates": recipe.retrieval.max_candidates,
+    }
 
 
 class WeightSearch(BaseModel):

@@ -17,7 +17,7 @@ from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.ranking import mask_seen, target_ranks
-from llmrec_ray.signals import Calibration, FusionPolicy, fuse, search_weights, weight_curve
+from llmrec_ray.signals import Calibration, FusionPolicy, fuse, recipe_policy, search_weights, weight_curve
 from llmrec_ray.train.newcomers import newcomer_weights
 from llmrec_ray.types import FloatArray, IntArray
 
@@ -93,11 +93,7 @@ def _existing(wanted: Sequence[SignalName], scorer: Scorer) -> list[SignalName]:
 
 def make_policy(recipe: Recipe, scorer: Scorer, fusion: ValidatedFusion) -> FusionPolicy:
     """The Bundle's fusion policy: what was found, and what the recipe says."""
-    candidates = recipe.retrieval.candidates
-    sources = {name: count for name, count in candidates.items() if name in {"cold", *scorer.signal_names}}
-    cold = {name: weight for name, weight in recipe.fusion.cold_weights.items() if name in scorer.signal_names}
     return FusionPolicy.model_validate({
-        "weights": fusion.weights, "candidates": sources, "cold_weights": cold, "cold_scale": recipe.fusion.cold_scale,
-        "newcomer_weights": fusion.newcomer_weights, "newcomer_events": recipe.fusion.newcomer_events,
-        "merge": recipe.retrieval.merge, "max_candidates": recipe.retrieval.max_candidates,
+        "weights": fusion.weights, "newcomer_weights": fusion.newcomer_weights,
+        **recipe_policy(recipe, scorer.signal_names),
     })
