@@ -70,5 +70,5 @@ def test_a_request_id_is_the_same_in_header_answer_and_log_and_the_log_says_noth
     written = "".join(file.read_text() for file in folder.glob("replica_llmrec_Ingress_*.log"))
     lines = [json.loads(line) for line in written.splitlines()]
     [line] = [line for line in lines if line.get("request_id") == "drill-1"]
-    assert (line["http_route"], line["status"], line["deployment"]) == ("/v1/recommend", 200, "Ingress")
+    assert (line["http_route"], line["status"], line["deployment"]) == ("/v1/recommend", 200, "llmrec_Ingress")
     assert "somebody" not in written and "u001" not in written and "the key" not in written
