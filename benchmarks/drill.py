@@ -59,7 +59,7 @@ class Pace:
 
 
 FULL = Pace(seconds=600, rate=40, upscale_s=10, downscale_s=40, recovery_s=60, crowd_s=90)
-QUICK = Pace(seconds=60, rate=25, upscale_s=1, downscale_s=4, recovery_s=30, crowd_s=12)
+QUICK = Pace(seconds=60, rate=25, upscale_s=1, downscale_s=4, recovery_s=30, crowd_s=25)
 
 
 @dataclass
@@ -125,7 +125,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def _config(pace: Pace) -> dict[str, Any]:
     """The defaults, with two Ingress replicas to begin with and scaling as fast as the drill is short."""
     scaling = {"upscale_delay_s": pace.upscale_s, "downscale_delay_s": pace.downscale_s}
-    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.5, **scaling}
+    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.0, **scaling}
     two = {"min_replicas": 2, "max_replicas": 2}
     return {"ingress": two, "encoder": inner, "retriever": inner, "reranker": inner}
 
@@ -153,10 +153,11 @@ def _disturb(endpoint: Contender, folder: Path, release: Release, pace: Pace, lo
 
 def _kill_one(endpoint: Contender, deployment: str, pace: Pace, log: Log) -> None:
     before = endpoint.replicas(deployment)
+    at = time.time()  # before the kill: what it breaks has ended by the time that it returns
     os.kill(before[0], signal.SIGKILL)
-    now = log.note(f"a replica of {deployment} is killed ({len(before)} before)")
+    log.note(f"a replica of {deployment} is killed ({len(before)} before)")
     if deployment == "Ingress":
-        log.killed_ingress_at.append(now)
+        log.killed_ingress_at.append(at)
     if _until(lambda: len(endpoint.replicas(deployment)) >= len(before), pace.recovery_s):
         log.note(f"{deployment} has {len(before)} again")
 
