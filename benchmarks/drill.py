@@ -67,7 +67,8 @@ class Log:
     """What was done and when: unix seconds, in order."""
 
     moments: list[tuple[float, str]] = field(default_factory=list)
-    killed_ingress_at: list[float] = field(default_factory=list)
+    killed_ingress_at: list[tuple[float, float]] = field(default_factory=list)
+    """From just before each kill until the process, which dies a moment later, had let go of its connections."""
     scaled: dict[str, list[int]] = field(default_factory=dict)
     switch: dict[str, Any] = field(default_factory=dict)
 
@@ -157,7 +158,8 @@ def _kill_one(endpoint: Contender, deployment: str, pace: Pace, log: Log) -> Non
     os.kill(before[0], signal.SIGKILL)
     log.note(f"a replica of {deployment} is killed ({len(before)} before)")
     if deployment == "Ingress":
-        log.killed_ingress_at.append(at)
+        _until(lambda: not Path(f"/proc/{before[0]}/fd").exists() or not _has_files(before[0]), 2.0)
+        log.killed_ingress_at.append((at, time.time()))
     if _until(lambda: len(endpoint.replicas(deployment)) >= len(before), pace.recovery_s):
         log.note(f"{deployment} has {len(before)} again")
 
@@ -203,8 +205,15 @@ def _summary(steady: Sequence[Mapping[str, Any]], crowd: Sequence[Mapping[str, A
     }
 
 
-def _on_its_way(one: Mapping[str, Any], moments: Sequence[float]) -> bool:
-    return any(one["left"] <= moment <= one["left"] + one["seconds"] for moment in moments)
+def _on_its_way(one: Mapping[str, Any], moments: Sequence[tuple[float, float]]) -> bool:
+    return any(one["left"] <= gone and at <= one["left"] + one["seconds"] for at, gone in moments)
+
+
+def _has_files(pid: int) -> bool:
+    try:
+        return bool(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
