@@ -158,7 +158,7 @@ def _kill_one(endpoint: Contender, deployment: str, pace: Pace, log: Log) -> Non
     os.kill(before[0], signal.SIGKILL)
     log.note(f"a replica of {deployment} is killed ({len(before)} before)")
     if deployment == "Ingress":
-        _until(lambda: not Path(f"/proc/{before[0]}/fd").exists() or not _has_files(before[0]), 2.0)
+        _until(lambda: not _has_files(before[0]), 2.0)
         log.killed_ingress_at.append((at, time.time()))
     if _until(lambda: len(endpoint.replicas(deployment)) >= len(before), pace.recovery_s):
         log.note(f"{deployment} has {len(before)} again")
@@ -211,7 +211,7 @@ def _on_its_way(one: Mapping[str, Any], moments: Sequence[tuple[float, float]]) 
 
 def _has_files(pid: int) -> bool:
     try:
-        return bool(os.listdir(f"/proc/{pid}/fd"))
+        return any(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
 
