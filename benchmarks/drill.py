@@ -40,6 +40,8 @@ STEADY = Path(__file__).with_name("steady.py")
 DEPLOYMENTS = ("Retriever", "Reranker", "Encoder", "Ingress")
 OVERLOAD = ("status 429", "status 503")
 POLL_S = 0.2
+PROXY_S = 1.0
+"""How long the proxy may go on sending requests to an Ingress that has died; they count as inside it."""
 # Serve's autoscaler hears of the load every ten seconds unless told otherwise.
 HEAR_OFTEN = {f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1" for who in ("REPLICA", "HANDLE")}
 
@@ -126,7 +128,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def _config(pace: Pace) -> dict[str, Any]:
     """The defaults, with two Ingress replicas to begin with and scaling as fast as the drill is short."""
     scaling = {"upscale_delay_s": pace.upscale_s, "downscale_delay_s": pace.downscale_s}
-    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.0, **scaling}
+    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.5, **scaling}
     two = {"min_replicas": 2, "max_replicas": 2}
     return {"ingress": two, "encoder": inner, "retriever": inner, "reranker": inner}
 
@@ -159,7 +161,7 @@ def _kill_one(endpoint: Contender, deployment: str, pace: Pace, log: Log) -> Non
     log.note(f"a replica of {deployment} is killed ({len(before)} before)")
     if deployment == "Ingress":
         _until(lambda: not _has_files(before[0]), 2.0)
-        log.killed_ingress_at.append((at, time.time()))
+        log.killed_ingress_at.append((at, time.time() + PROXY_S))
     if _until(lambda: len(endpoint.replicas(deployment)) >= len(before), pace.recovery_s):
         log.note(f"{deployment} has {len(before)} again")
 
