@@ -53,7 +53,7 @@ __all__ = [
     "write_new_json",
 ]
 
-ArtifactKind: TypeAlias = Literal["dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
+ArtifactKind: TypeAlias = Literal["log", "dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLURALS = {"index": "indexes", "vectors": "vectors"}

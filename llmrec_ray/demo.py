@@ -59,7 +59,7 @@ def _make(recipe: Recipe, clock: _Clock, *, tune: bool) -> tuple[Recipe, Evaluat
             stages.fetch_stage(recipe)
     with clock.time("ingest"):
         stages.ingest_stage(recipe)
-    if recipe.data.items is not None:
+    if recipe.data.items:
         with clock.time("embed"):
             stages.embed_stage(recipe)
     if tune:

@@ -87,7 +87,7 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
     """
     from llmrec_ray.embed import embed
 
-    if recipe.data.items is None:
+    if not recipe.data.items:
         raise DataError(f"The recipe {recipe.name} has no item texts to embed: describe data.items, or go on to train.")
     dataset, encoder = open_dataset(recipe, dataset_uri), recipe.encoder
     if encoder.precision == "int8":
@@ -103,7 +103,7 @@ def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:
 
     dataset, start = open_dataset(recipe, dataset_uri), open_start(recipe)
     with ray_for(recipe):
-        raw = None if recipe.data.items is None else embed_stage(with_encoder_of(recipe, start), dataset.uri)
+        raw = None if not recipe.data.items else embed_stage(with_encoder_of(recipe, start), dataset.uri)
         text = None if raw is None else TextSpace.of(raw, center_of(recipe, start))
         vectors, center = (None, None) if text is None else (text.vectors, text.center)
         campaign = tune(recipe, dataset, vectors, center, _workspace(recipe), start=start)
@@ -131,7 +131,7 @@ def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool 
 
     dataset, start = open_dataset(recipe, dataset_uri), open_start(recipe)
     with ray_for(recipe):
-        raw_text = None if recipe.data.items is None else embed_stage(with_encoder_of(recipe, start), dataset.uri)
+        raw_text = None if not recipe.data.items else embed_stage(with_encoder_of(recipe, start), dataset.uri)
         artifact = train_bundle(recipe, dataset, raw_text, _workspace(recipe), start=start, resume=resume)
     logger.info("bundle %s: %s", artifact.id, artifact.uri)
     return artifact

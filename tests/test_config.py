@@ -32,7 +32,7 @@ def test_dotted_overrides_reach_their_section_and_scientific_notation_is_a_numbe
 
 def test_an_override_that_is_quoted_or_only_looks_like_a_number_stays_text():
     recipe = load_recipe("movielens-100k", overrides=["name=1e5", "data.interactions.columns.user_id='7'"])
-    assert (recipe.name, recipe.data.interactions.columns.user_id) == ("1e5", "7")
+    assert (recipe.name, recipe.data.interactions[0].columns.user_id) == ("1e5", "7")
 
 
 def test_a_recipe_survives_the_round_trip_through_json():

@@ -58,7 +58,7 @@ def test_uris_work_like_paths(raw):
     (source,) = find_sources(
         DataConfig.model_validate({"interactions": {"paths": [f"file://{raw}/2023/*.csv"]}}), raw
     )
-    assert source == SourceFile("interactions", 0, f"file://{raw}/2023/z.csv", f"file://{raw}/2023/z.csv")
+    assert source == SourceFile("interactions", source.config, 0, f"file://{raw}/2023/z.csv", f"file://{raw}/2023/z.csv")
     assert source.read() == b"2023/z.csv"
 
 

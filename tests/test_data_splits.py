@@ -239,7 +239,7 @@ def write_staggered(folder: Path) -> Path:
 def test_a_global_time_target_is_the_first_event_of_its_window_and_some_have_none(tmp_path):
     board = write_staggered(tmp_path / "staggered")
     recipe = board_recipe(board, data={
-        "interactions": board_recipe(board).data.interactions.model_dump(mode="json"), "items": None,
+        "interactions": board_recipe(board).data.interactions[0].model_dump(mode="json"), "items": None,
         "split": "global_time", "time_shares": (0.25, 0.25), "min_user_interactions": 1,
     }, fusion={"item_vector": "id"})
     dataset = Dataset.open(ingest(recipe, board, Workspace(str(tmp_path / "work")), use_ray=False).uri)

@@ -109,7 +109,7 @@ def _card_facts(parts: BundleParts, parents: Mapping[str, str], metrics: Mapping
         users=len(parts.users), items=len(parts.items), cold_items=int((users_of_items == 0).sum()),
         train_events=int(users_of_items.sum()), parameters=sum(p.numel() for p in parts.model.parameters()),
         has_encoder=parts.encoder is not None,
-        has_content=parts.encoder is not None or bool(parts.recipe.data.items and parts.recipe.data.items.attributes),
+        has_content=parts.encoder is not None or any(table.attributes for table in parts.recipe.data.items),
         weights={str(name): weight for name, weight in parts.policy.weights.items()},
         cold_scale=parts.policy.cold_scale, parents=parents, metrics=metrics,
     )

@@ -1,6 +1,17 @@
 """Recipes: YAML files and dotted overrides, validated in milliseconds without torch or ray."""
 
-from llmrec_ray.config.data import DataConfig, FileFormat, LogColumns, LogConfig, TableConfig
+from llmrec_ray.config.data import (
+    Cooccurrence,
+    DataConfig,
+    FileFormat,
+    FileSection,
+    LogColumns,
+    LogConfig,
+    RobotRules,
+    TableConfig,
+    TimeUnit,
+    TimeWindow,
+)
 from llmrec_ray.config.encoder import EncoderConfig, Pooling
 from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
 from llmrec_ray.config.events import EventsConfig
@@ -30,12 +41,14 @@ __all__ = [
     "CascadeConfig",
     "ColdSignalName",
     "ContextConfig",
+    "Cooccurrence",
     "DataConfig",
     "DeadlineConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "EventsConfig",
     "FileFormat",
+    "FileSection",
     "FollowConfig",
     "FusionConfig",
     "FusionMode",
@@ -52,11 +65,14 @@ __all__ = [
     "Replicas",
     "RequestLimits",
     "RetrievalConfig",
+    "RobotRules",
     "ServeConfig",
     "Sharding",
     "SignalName",
     "SourceName",
     "TableConfig",
+    "TimeUnit",
+    "TimeWindow",
     "TrainConfig",
     "TuneConfig",
     "load_recipe",

@@ -2,22 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from llmrec_ray.config.section import Fraction, Section, Uri
+from llmrec_ray.config.section import Fraction, Section, Uri, Weight
 
 __all__ = [
-    "COLD_FOLDS", "COLD_VALIDATION_FOLD", "DataConfig", "FileFormat", "LogColumns", "LogConfig", "Split", "TableConfig",
+    "COLD_FOLDS", "COLD_VALIDATION_FOLD", "Cooccurrence", "DataConfig", "FileFormat", "FileSection", "LogColumns",
+    "LogConfig", "Repeats", "RobotRules", "Split", "TableConfig", "TimeUnit", "TimeWindow",
 ]
 
 COLD_FOLDS = 10
 COLD_VALIDATION_FOLD = 1
 
 FileFormat = Literal["csv", "tsv", "parquet", "jsonl"]
+Repeats = Literal["first", "last", "sum", "max"]
 Split = Literal["leave_one_out", "cold_items", "global_time"]
+TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Domain = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,32}$")]
+TEXT_FORMATS = ("csv", "tsv")
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError of its own
+        known = False
+    except KeyError:
+        known = False
+    else:
+        known = True
+    if not known:
+        raise ValueError(f"there is no time zone {name!r}: name one as in the IANA database, such as Europe/Berlin")
+    return name
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _as_many(value: Any) -> Any:
+    """One section where a list of them may stand."""
+    return () if value is None else [value] if isinstance(value, Mapping | Section) else value
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class FileSection(Section):
+    """Files and how they are encoded; what a log and a table have in common."""
+
+    paths: Annotated[tuple[Uri, ...], Field(min_length=1)]
+    """Files, folders or globs (`*` within a part of a path, `**` for any folders), plain or compressed; `{raw}` is the
+    folder that `data fetch` fills. Columns in folder names (`day=2026-01-01`) are read too."""
+    format: FileFormat = "parquet"
+    """How the files are encoded; TSV and CSV need a header row, or `header`."""
+    separator: str | None = None
+    """What stands between the fields of CSV and TSV, such as ";" or "::"; by default a comma or a tab."""
+    header: tuple[str, ...] = ()
+    """Names of the columns of CSV and TSV files whose first line is a row already."""
+    encoding: Literal["utf-8", "latin-1", "cp1252", "utf-16"] = "utf-8"
+    """How the text of CSV, TSV and JSON lines is encoded."""
+    domain: Domain | None = None
+    """Name of the domain that the items belong to, such as books; their ids then begin with it (`books:17`), and
+    requests can filter by the attribute `domain`."""
+
+    @model_validator(mode="after")
+    def _check_delimited(self) -> FileSection:
+        for name in ("separator", "header"):
+            if getattr(self, name) and self.format not in TEXT_FORMATS:
+                raise ValueError(
+                    f"{name} is given, but format is {self.format}: leave {name} out, or set format to csv"
+                )
+        return self
 
 
 class LogColumns(Section):
@@ -31,39 +94,56 @@ class LogColumns(Section):
     """Column with the time of the event, see `timestamp_unit`."""
     value: str | None = None
     """Optional column with a rating or weight; absent means 1.0 for every event."""
+    event: str | None = None
+    """Optional column with the kind of the event, such as view or purchase; see `event_weights`."""
+    event_id: str | None = None
+    """Optional column with an id that the sender gives every event; the same id counts once."""
+    session: str | None = None
+    """Optional column with the id of the session; see `data.session_gap_s` for logs without one."""
+    context: tuple[str, ...] = ()
+    """Columns kept beside every event, such as the device."""
 
 
-class LogConfig(Section):
+class LogConfig(FileSection):
     """Where the behaviour log is and how to read it."""
 
-    paths: Annotated[tuple[Uri, ...], Field(min_length=1)]
-    """Files or globs; `{raw}` is the folder that `data fetch` fills."""
-    format: FileFormat = "parquet"
-    """How the files are encoded; TSV and CSV need a header row."""
     columns: LogColumns = LogColumns()
     """Mapping from this log's column names."""
-    timestamp_unit: Literal["s", "ms", "us", "iso8601"] = "s"
+    timestamp_unit: TimeUnit = "s"
     """Unit of numeric timestamps since 1970 UTC, or text in ISO 8601."""
+    timestamp_format: str | None = None
+    """Form of timestamps that are text of another kind, as strptime writes it: "%d/%m/%Y %H:%M"."""
+    timezone: Zone = "UTC"
+    """Zone of timestamps that name none."""
+    event_weights: dict[str, Weight] = {}
+    """Kinds of events that count and what one is worth (its value is multiplied by it); empty counts all alike."""
+    missing_value: float | None = None
+    """Value of events whose value is empty; without it such rows are quarantined."""
     min_value: float | None = None
     """Keep only events with at least this value; leave empty for implicit feedback."""
 
     @model_validator(mode="after")
     def _check_min_value_has_a_column(self) -> LogConfig:
-        if self.min_value is not None and self.columns.value is None:
+        if self.min_value is not None and self.columns.value is None and not self.event_weights:
             raise ValueError(
                 f"min_value is {self.min_value}, but no column is named as the value: "
                 "set columns.value, or leave min_value empty"
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_event_weights_have_a_column(self) -> LogConfig:
+        if self.event_weights and self.columns.event is None:
+            raise ValueError(
+                "event_weights are given, but no column is named as the kind of event: set columns.event, or leave "
+                "event_weights out"
+            )
+        return self
 
-class TableConfig(Section):
+
+class TableConfig(FileSection):
     """A table of items or users with their descriptions."""
 
-    paths: Annotated[tuple[Uri, ...], Field(min_length=1)]
-    """Files or globs; `{raw}` is the folder that `data fetch` fills."""
-    format: FileFormat = "parquet"
-    """How the files are encoded."""
     id: str
     """Column with the id that the log refers to."""
     title: str | None = None
@@ -75,25 +155,84 @@ class TableConfig(Section):
     by."""
 
 
+class RobotRules(Section):
+    """Which users are no people, or are like nobody else; all their events are dropped, counted as `robot_user`."""
+
+    max_events: PositiveInt | None = None
+    """Most events a user may have in the whole log."""
+    max_events_per_hour: PositiveInt | None = None
+    """Most events a user may have within any 3,600 seconds."""
+    max_repeats: PositiveInt | None = None
+    """Most events a user may have with one item."""
+
+
+class TimeWindow(Section):
+    """Which stretch of time counts; events outside are dropped, counted as `outside_window`."""
+
+    since: Moment | None = None
+    """Oldest moment that counts, ISO 8601; UTC when no zone is given."""
+    until: Moment | None = None
+    """First moment that no longer counts, ISO 8601."""
+    days: PositiveFloat | None = None
+    """Only so many days before the newest event of the log count."""
+    max_events_per_user: PositiveInt | None = None
+    """Only a user's newest events count; older ones are counted as `old_event`."""
+
+
+class Cooccurrence(Section):
+    """The table of items that the same people met near each other, made from the train split."""
+
+    within: PositiveInt = 5
+    """Two items count as met together when at most so many steps of one history lie between them."""
+    top: PositiveInt = 50
+    """So many companions are kept per item, those met most often."""
+
+
+Logs: TypeAlias = Annotated[tuple[LogConfig, ...], BeforeValidator(_as_many), Field(min_length=1)]
+Tables: TypeAlias = Annotated[tuple[TableConfig, ...], BeforeValidator(_as_many)]
+
+
 class DataConfig(Section):
     """From raw files to a Dataset."""
 
     fetch: Literal["movielens-100k"] | None = None
     """Public data set that `data fetch` brings; empty for your own files."""
-    interactions: LogConfig
-    """The behaviour log."""
-    items: TableConfig | None = None
-    """Item descriptions; without them the text signal is off and items have only their ids."""
+    interactions: Logs
+    """The behaviour log, or a list of logs that differ in form; their events count as those of one log."""
+    feedback: tuple[Uri, ...] = ()
+    """Folders or globs of the event logs that endpoints write, read after `interactions`; `{events}` is the folder of
+    this workspace's own endpoint."""
+    items: Tables = ()
+    """Item descriptions, one table or a list; without them the text signal is off and items have only their ids."""
     new_items: bool = True
     """Keep items of `data.items` that the log never mentions: they can be recommended by what their texts say."""
-    users: TableConfig | None = None
-    """User descriptions (profiles): what people with such a profile like is learnt from them."""
+    users: Tables = ()
+    """User descriptions (profiles), one table or a list: what people with such a profile like is learnt from them."""
+    repeats: Repeats = "first"
+    """What becomes of several events of one user with one item: the first stays, or the last, or one event at the time
+    of the first whose value is their sum or their greatest; the others are counted as `repeated_pair`."""
+    session_gap_s: PositiveFloat | None = None
+    """A user's session ends when nothing happens for so many seconds; for logs without a session column."""
+    window: TimeWindow = TimeWindow()
+    """Which stretch of time counts."""
+    robots: RobotRules = RobotRules()
+    """Which users are left out as robots or outliers."""
+    cooccurrence: Cooccurrence | None = None
+    """Also make the table of items that are met together."""
+    popularity_days: PositiveFloat = 7.0
+    """Length of the periods, in days, in which the events of each item are counted."""
     min_user_interactions: PositiveInt = 5
     """k-core: users with fewer events are dropped (3 is the least that a leave_one_out split can use)."""
     min_item_interactions: PositiveInt = 1
     """k-core: items with fewer events are dropped."""
     max_bad_ratio: Fraction = 0.01
     """Stop when a larger share of rows than this is quarantined."""
+    max_memory_gb: PositiveFloat = 4.0
+    """Memory that ingest may use on a machine, in GB of a thousand million bytes, Ray's processes included; with less
+    of it fewer tasks run at once."""
+    scratch: Uri | None = None
+    """Folder for intermediate files, about as large as the log, which every machine of the cluster must see; by default
+    a folder of the workspace."""
     split: Split = "leave_one_out"
     """`leave_one_out`: a user's last event = test, second last = validation. `cold_items`: two folds of the items are
     held out as well, to measure items that nobody has met. `global_time`: everything after one moment is held out."""

@@ -50,7 +50,7 @@ def validate_recipe(tree: dict[str, Any], origin: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
+        raise ConfigError(_explain(error, origin, tree)) from None
     return recipe.model_copy(update={"workspace": recipe.workspace.replace("{name}", recipe.name)})
 
 
@@ -87,6 +87,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node = tree
     for part in parents:
         child = node.setdefault(part, {})
+        if isinstance(child, list) and len(child) == 1:
+            [child] = child
         if not isinstance(child, dict):
             raise ConfigError(f"The override {override!r} sets a key below {part!r}, which is a value, not a section.")
         node = child
@@ -96,10 +98,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"The value of the override {override!r} is not valid YAML.") from None
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str, tree: dict[str, Any]) -> str:
     lines = [f"{origin} is not a valid recipe:"]
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
+        path = _as_written(problem["loc"], tree)
         key = ".".join(path) or "recipe"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_suggest(path)}")
@@ -112,6 +114,20 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
+def _as_written(location: Sequence[str | int], tree: Any) -> list[str]:
+    """Without the place in a list where one section was written instead of the list."""
+    path, node = [], tree
+    for part in location:
+        if isinstance(part, int) and isinstance(node, dict):
+            continue
+        path.append(str(part))
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return path
+
+
 def _suggest(path: list[str]) -> str:
     known = _keys_at(path[:-1])
     close = difflib.get_close_matches(path[-1], known, n=1)
@@ -121,6 +137,8 @@ def _suggest(path: list[str]) -> str:
 def _keys_at(parents: Iterable[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in parents:
+        if part.isdigit():
+            continue
         field = section.model_fields.get(part)
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

@@ -44,7 +44,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_text(self) -> Recipe:
-        if self.data.items is None and self.fusion.item_vector != "id":
+        if not self.data.items and self.fusion.item_vector != "id":
             raise ValueError(
                 f"fusion.item_vector is {self.fusion.item_vector!r}, but data.items is not given, so there are "
                 "no item texts: describe data.items, or set fusion.item_vector to id"
@@ -77,7 +77,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_values(self) -> Recipe:
-        if self.train.positive_value is not None and self.data.interactions.columns.value is None:
+        has_values = any(log.columns.value or log.event_weights for log in self.data.interactions)
+        if self.train.positive_value is not None and not has_values:
             raise ValueError(
                 f"train.positive_value is {self.train.positive_value:g}, but the log has no values: name their column "
                 "in data.interactions.columns.value, or leave train.positive_value empty"
@@ -89,8 +90,7 @@ class Recipe(Section):
         context, data = self.model.context, self.data
         for field, names, table in (("user_columns", context.user_columns, "users"),
                                     ("item_columns", context.item_columns, "items")):
-            section = getattr(data, table)
-            kept = () if section is None else section.attributes
+            kept = [name for section in getattr(data, table) for name in section.attributes]
             if missing := [name for name in names if name not in kept]:
                 raise ValueError(
                     f"model.context.{field} names {', '.join(missing)}, but data.{table} keeps "
@@ -143,12 +143,12 @@ class Recipe(Section):
                 f"fusion.weights names {' and '.join(lacking)}, but there will be no such signal: text needs "
                 "data.items, and item_item must be among fusion.signals; add it there, or leave the weight out"
             )
-        if self.data.items is None and {*self.fusion.signals} == {"text"}:
+        if not self.data.items and {*self.fusion.signals} == {"text"}:
             raise ValueError(
                 "fusion.signals names only text, but data.items is not given, so there are no item texts: name "
                 "another signal, such as neural"
             )
-        if self.data.items is None and {*self.retrieval.candidates} - {"cold"} == {"text"}:
+        if not self.data.items and {*self.retrieval.candidates} - {"cold"} == {"text"}:
             raise ValueError(
                 "retrieval.candidates names only text, but data.items is not given, so there are no item texts: "
                 "name another source, such as neural"
@@ -174,5 +174,5 @@ class Recipe(Section):
         return self
 
     def _missing_signals(self) -> set[str]:
-        missing = set() if self.data.items is not None else {"text"}
+        missing = set() if self.data.items else {"text"}
         return missing if "item_item" in {*self.fusion.signals, *self.retrieval.candidates} else {*missing, "item_item"}

@@ -37,8 +37,8 @@ def filter_events(events: pl.DataFrame, data: DataConfig) -> Filtered:
     later event can be held out as if it were news.
     """
     result = Filtered(events.sort(ORDER))
-    if data.interactions.min_value is not None:
-        result = result.keep("below_min_value", pl.col(Columns.VALUE) >= data.interactions.min_value)
+    if data.interactions[0].min_value is not None:
+        result = result.keep("below_min_value", pl.col(Columns.VALUE) >= data.interactions[0].min_value)
     result = result.keep("repeated_pair", pl.struct(Columns.USER_ID, Columns.ITEM_ID).is_first_distinct())
     return _k_core(result, data.min_user_interactions, data.min_item_interactions)
 

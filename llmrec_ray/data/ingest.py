@@ -49,7 +49,7 @@ def ingest(
     MissingInputError, BadRowsError, EmptyResultError and DataError, and then writes nothing.
     """
     data = recipe.data
-    parsed = parse_files(find_sources(data, raw_folder), data, use_ray=use_ray, num_blocks=num_blocks)
+    parsed = parse_files(find_sources(data, raw_folder), use_ray=use_ray, num_blocks=num_blocks)
     _check_quarantine(parsed, data)
     tables = _assemble(parsed, data)
     artifact = create_artifact(
@@ -129,8 +129,8 @@ def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
     users = Vocabulary(filtered.events[Columns.USER_ID].unique().sort())
     found, new = filtered.events[Columns.ITEM_ID].unique().sort(), _new_items(parsed, data)
     items = Vocabulary([*found, *new])
-    user_descriptions = describe(users, Columns.USER_ROW, data.users, _good(parsed, "users"))
-    item_descriptions = describe(items, Columns.ITEM_ROW, data.items, _good(parsed, "items"))
+    user_descriptions = describe(users, Columns.USER_ROW, data.users[0] if data.users else None, _good(parsed, "users"))
+    item_descriptions = describe(items, Columns.ITEM_ROW, data.items[0] if data.items else None, _good(parsed, "items"))
     metrics = law | {
         "users": len(users),
         "items": len(items),
@@ -153,9 +153,10 @@ def _new_items(parsed: Sequence[ParsedFile], data: DataConfig) -> list[str]:
 
     None when log and table have nothing in common, which is refused when the items are described.
     """
-    if data.items is None or not data.new_items:
+    if not data.items or not data.new_items:
         return []
-    table, log = _good(parsed, "items")[data.items.id].unique(), _good(parsed, "interactions")[Columns.ITEM_ID].unique()
+    table = _good(parsed, "items")[data.items[0].id].unique()
+    log = _good(parsed, "interactions")[Columns.ITEM_ID].unique()
     known = table.is_in(log.implode())
     return table.filter(~known).sort().to_list() if known.any() else []
 

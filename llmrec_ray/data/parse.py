@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from llmrec_ray.config import DataConfig, LogConfig, TableConfig
+from llmrec_ray.config import LogConfig, TableConfig
 from llmrec_ray.data.records import RECORD, Records, read_records
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import DataError
@@ -50,10 +50,10 @@ class ParsedFile:
         return len(self.good) + len(self.quarantine)
 
 
-def parse_file(source: SourceFile, data: DataConfig) -> ParsedFile:
+def parse_file(source: SourceFile) -> ParsedFile:
     """Read and validate one file. Raises MissingInputError and DataError naming the file."""
     payload = source.read()
-    config = _section(source, data)
+    config = source.config
     records = read_records(payload, config.format, _columns(config), source.name)
     _refuse_nested(records.frame.schema, source.name)
     checked = (
@@ -87,12 +87,6 @@ def _natural_type(column: pl.Series) -> pl.Series:
     numbers = column.cast(pl.Int64, strict=False)
     back = numbers.cast(column.dtype)
     return numbers if back.eq_missing(column).all() and numbers.null_count() < len(numbers) else column
-
-
-def _section(source: SourceFile, data: DataConfig) -> LogConfig | TableConfig:
-    config = {"interactions": data.interactions, "items": data.items, "users": data.users}[source.table]
-    assert config is not None, f"a file of {source.table}, which the recipe does not describe. This is a bug."
-    return config
 
 
 def _columns(config: LogConfig | TableConfig) -> list[str]:

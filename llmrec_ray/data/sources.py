@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from pyarrow import fs as pafs
 
-from llmrec_ray.config import DataConfig
+from llmrec_ray.config import DataConfig, LogConfig, TableConfig
 from llmrec_ray.errors import MissingInputError
 
 __all__ = ["SourceFile", "TableName", "find_sources"]
@@ -25,9 +25,11 @@ GLOB = frozenset("*[")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file: its table, its place in the order, where it is, and its name in messages and tables."""
+    """One input file: its table, the section that describes it, its place in the order of the table, where it is, and
+    its name in messages and tables."""
 
     table: TableName
+    config: LogConfig | TableConfig
     number: int
     uri: str
     name: str
@@ -47,16 +49,18 @@ class SourceFile:
 
 def find_sources(data: DataConfig, raw_folder: Path) -> list[SourceFile]:
     """Every file of every table the recipe describes. Raises MissingInputError naming a path without one."""
-    tables: dict[TableName, tuple[str, ...]] = {"interactions": data.interactions.paths}
-    if data.items is not None:
-        tables["items"] = data.items.paths
-    if data.users is not None:
-        tables["users"] = data.users.paths
-    return [
-        SourceFile(table, number, uri, _name(uri, raw_folder.absolute()))
-        for table, patterns in tables.items()
-        for number, uri in enumerate(_expand(table, patterns, raw_folder, can_fetch=data.fetch is not None))
-    ]
+    tables: dict[TableName, tuple[LogConfig, ...] | tuple[TableConfig, ...]] = {
+        "interactions": data.interactions, "items": data.items, "users": data.users,
+    }
+    found = []
+    for table, sections in tables.items():
+        files = [
+            (section, uri) for section in sections
+            for uri in _expand(table, section.paths, raw_folder, can_fetch=data.fetch is not None)
+        ]
+        for number, (section, uri) in enumerate(files):
+            found.append(SourceFile(table, section, number, uri, _name(uri, raw_folder.absolute())))
+    return found
 
 
 def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path, *, can_fetch: bool) -> list[str]:

@@ -14,7 +14,6 @@ import polars as pl
 from tqdm import tqdm
 
 from llmrec_ray import errors
-from llmrec_ray.config import DataConfig
 from llmrec_ray.data.parse import ParsedFile, parse_file
 from llmrec_ray.data.sources import SourceFile
 
@@ -22,7 +21,7 @@ __all__ = ["parse_files"]
 
 
 def parse_files(
-    sources: Sequence[SourceFile], data: DataConfig, *, use_ray: bool, num_blocks: int | None = None
+    sources: Sequence[SourceFile], *, use_ray: bool, num_blocks: int | None = None
 ) -> list[ParsedFile]:
     """Parse every file; the answer is in the order of `sources`.
 
@@ -30,20 +29,20 @@ def parse_files(
     is connected. Raises what parse_file raises for the first file that fails.
     """
     if use_ray:
-        rows = list(_progress(_on_ray(sources, data, num_blocks or len(sources)), len(sources)))
+        rows = list(_progress(_on_ray(sources, num_blocks or len(sources)), len(sources)))
         return [_unpack(source, row) for source, row in zip(sources, sorted(rows, key=_number), strict=True)]
-    return [parse_file(source, data) for source in _progress(sources, len(sources))]
+    return [parse_file(source) for source in _progress(sources, len(sources))]
 
 
 def _progress(files: Iterable[Any], total: int) -> Iterable[Any]:
     return tqdm(files, total=total, desc="ingest", unit="file", disable=None)
 
 
-def _on_ray(sources: Sequence[SourceFile], data: DataConfig, num_blocks: int) -> Iterable[dict[str, Any]]:
+def _on_ray(sources: Sequence[SourceFile], num_blocks: int) -> Iterable[dict[str, Any]]:
     import ray.data
 
     def parse(row: dict[str, Any]) -> dict[str, Any]:
-        return _pack(int(row["item"]), sources[int(row["item"])], data)
+        return _pack(int(row["item"]), sources[int(row["item"])])
 
     blocks = min(num_blocks, len(sources))
     numbers = ray.data.from_items(list(range(len(sources))), override_num_blocks=blocks)
@@ -56,10 +55,10 @@ def _number(row: dict[str, Any]) -> int:
     return int(row["number"])
 
 
-def _pack(number: int, source: SourceFile, data: DataConfig) -> dict[str, Any]:
+def _pack(number: int, source: SourceFile) -> dict[str, Any]:
     """An error that a person must read travels as a value; Ray would wrap it in a stack of its own."""
     try:
-        parsed = parse_file(source, data)
+        parsed = parse_file(source)
     except errors.LlmrecError as error:
         return _row(number, error=type(error).__name__, message=str(error))
     return _row(number, parsed.sha256, _to_bytes(parsed.good), _to_bytes(parsed.quarantine))
