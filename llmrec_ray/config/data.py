@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from llmrec_ray.config.section import Fraction, Section, Uri, Weight
 
 __all__ = [
     "COLD_FOLDS", "COLD_VALIDATION_FOLD", "Cooccurrence", "DataConfig", "FileFormat", "FileSection", "LogColumns",
-    "LogConfig", "Repeats", "RobotRules", "Split", "TableConfig", "TimeUnit", "TimeWindow",
+    "LogConfig", "Repeats", "RobotRules", "Split", "TableColumn", "TableConfig", "TimeUnit", "TimeWindow",
 ]
 
 COLD_FOLDS = 10
@@ -49,6 +50,24 @@ def _in_utc(moment: datetime) -> datetime:
 def _as_many(value: Any) -> Any:
     """One section where a list of them may stand."""
     return () if value is None else [value] if isinstance(value, Mapping | Section) else value
+
+
+def _as_column(value: Any) -> Any:
+    """A column's name where it is taken as it is."""
+    return {"column": value} if isinstance(value, str) else value
+
+
+def _with_one_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern!r} is no regular expression ({error}): correct it") from None
+    if groups != 1:
+        raise ValueError(
+            f"the pattern {pattern!r} has {groups} groups: put round brackets around the one part that counts, and "
+            "write (?:...) for others"
+        )
+    return pattern
 
 
 Zone = Annotated[str, AfterValidator(_known_zone)]
@@ -141,9 +160,25 @@ class LogConfig(FileSection):
         return self
 
 
+class TableColumn(Section):
+    """A column as the recipe calls it, made from one of the file."""
+
+    column: str
+    """The file's column."""
+    pattern: Annotated[str, AfterValidator(_with_one_group)] | None = None
+    """Only the part of the text that the group of this regular expression matches; nothing where it does not match."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """What stands between several values in one text, such as "|"; they are put as "A, B"."""
+    missing: tuple[str, ...] = ()
+    """Values that say that nothing is known, such as "N/A"."""
+
+
 class TableConfig(FileSection):
     """A table of items or users with their descriptions."""
 
+    columns: dict[str, Annotated[TableColumn, BeforeValidator(_as_column)]] = {}
+    """Names for the file's columns and for parts of them, `{title: "movie_title:token_seq", year: {column: title,
+    pattern: ...}}`; the others keep the file's names."""
     id: str
     """Column with the id that the log refers to."""
     title: str | None = None
