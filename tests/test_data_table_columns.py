@@ -33,7 +33,7 @@ def test_a_year_is_cut_out_of_a_title_and_genres_are_spelt_out():
     table = films(
         title={"column": "title", "pattern": r"^(.*?)\s*(?:\(\d{4}\))?$"},
         year={"column": "title", "pattern": r"\((\d{4})\)$"},
-        genres={"column": "genres", "separator": "|", "missing": ["(no genres listed)"]},
+        genres={"column": "genres", "separator": "|", "values": {"(no genres listed)": ""}},
     )
     assert file_columns(table) == ["movieId", "title", "genres"]
     assert_frame_equal(named_columns(FILMS, table), pl.DataFrame({
@@ -55,6 +55,42 @@ def test_a_renamed_column_keeps_its_type_and_leaves_its_old_name():
     assert_frame_equal(
         named_columns(frame, table), pl.DataFrame({"id": ["i1"], "name": ["Emma"], "price": [1.5]})
     )
+
+
+def test_codes_become_words_one_by_one_in_a_list():
+    table = TableConfig(
+        paths=["users.dat"], id="id", template="{job}, {likes}",
+        columns={"job": {"column": "code", "values": {"0": "", "4": "student"}},
+                 "likes": {"column": "letters", "separator": " ", "values": {"a": "art", "x": ""}}},
+    )
+    frame = pl.DataFrame({"id": [1, 2, 3, 4], "code": [0, 4, 7, None], "letters": ["a b", "x", None, "x a a"]})
+    assert_frame_equal(named_columns(frame, table), pl.DataFrame({
+        "id": [1, 2, 3, 4], "job": [None, "student", "7", None], "likes": ["art, b", None, None, "art, art"],
+    }))
+
+
+def test_columns_that_say_yes_or_no_become_the_names_that_apply():
+    table = TableConfig(
+        paths=["u.item"], id="id", template="{genres}",
+        columns={"genres": {"flags": ["unknown", "Action", "Drama"], "values": {"unknown": "", "Drama": "drama"}}},
+    )
+    assert file_columns(table) == ["id", "unknown", "Action", "Drama"]
+    frame = pl.DataFrame({
+        "id": [1, 2, 3], "unknown": ["0", "1", "0"], "Action": [1, 0, 0], "Drama": [True, False, None],
+    })
+    assert_frame_equal(
+        named_columns(frame, table), pl.DataFrame({"id": [1, 2, 3], "genres": ["Action, drama", None, None]})
+    )
+
+
+@pytest.mark.parametrize(("column", "said"), [
+    ({}, "give column or flags, not both"),
+    ({"column": "genres", "flags": ["Action"]}, "give column or flags, not both"),
+    ({"flags": ["Action"], "separator": "|"}, "flags hold no text: leave pattern and separator out"),
+])
+def test_a_column_has_one_source(column, said):
+    with pytest.raises(ValueError, match=said):
+        TableColumn(**column)
 
 
 @pytest.mark.parametrize(("pattern", "said"), [

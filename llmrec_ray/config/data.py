@@ -161,16 +161,26 @@ class LogConfig(FileSection):
 
 
 class TableColumn(Section):
-    """A column as the recipe calls it, made from one of the file."""
+    """A column as the recipe calls it, made from one of the file, or from many that say yes or no."""
 
-    column: str
+    column: str | None = None
     """The file's column."""
+    flags: tuple[str, ...] = ()
+    """Columns that hold 1 or true where their name applies to the row, such as one per genre, instead of `column`."""
     pattern: Annotated[str, AfterValidator(_with_one_group)] | None = None
     """Only the part of the text that the group of this regular expression matches; nothing where it does not match."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between several values in one text, such as "|"; they are put as "A, B"."""
-    missing: tuple[str, ...] = ()
-    """Values that say that nothing is known, such as "N/A"."""
+    values: dict[str, str] = {}
+    """Words for codes, `{"1": student, "N/A": ""}`; an empty one says that nothing is known. Others stay."""
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> TableColumn:
+        if (self.column is None) == (not self.flags):
+            raise ValueError("a column is made from one other or from flags: give column or flags, not both")
+        if self.flags and (self.pattern or self.separator):
+            raise ValueError("flags hold no text: leave pattern and separator out")
+        return self
 
 
 class TableConfig(FileSection):

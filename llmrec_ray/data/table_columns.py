@@ -5,6 +5,8 @@ Knows `TableConfig.columns` and no file format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import polars as pl
 
 from llmrec_ray.config import TableColumn, TableConfig
@@ -18,15 +20,16 @@ BETWEEN_VALUES = ", "
 
 def file_columns(table: TableConfig) -> list[str]:
     """The columns of the file that id, title, template and attributes are made from, each once."""
-    return list(dict.fromkeys(_made_from(name, table).column for name in _names(table)))
+    sources = (_made_from(name, table) for name in _names(table))
+    return list(dict.fromkeys(name for source in sources for name in source.flags or [source.column or ""]))
 
 
 def named_columns(frame: pl.DataFrame, table: TableConfig) -> pl.DataFrame:
     """The rows of a table with the columns that the recipe names, in place of those of `file_columns`.
 
-    Columns of `frame` that are none of the file's stay. What is cut out, split or may be missing becomes text without
-    white space around, null where nothing is left; all else keeps its type. Raises ConfigError for a pattern that
-    Polars, whose regular expressions are those of Rust, does not know.
+    Columns of `frame` that are none of the file's stay. What is cut out, split, translated or made of flags becomes
+    text without white space around, null where nothing is left; all else keeps its type. Raises ConfigError for a
+    pattern that Polars, whose regular expressions are those of Rust, does not know.
     """
     known = set(file_columns(table))
     made = [_made(_made_from(name, table)).alias(name) for name in _names(table)]
@@ -50,19 +53,35 @@ def _made_from(name: str, table: TableConfig) -> TableColumn:
     return table.columns.get(name) or TableColumn(column=name)
 
 
-def _made(column: TableColumn) -> pl.Expr:
-    value = pl.col(column.column)
-    if not (column.pattern or column.separator or column.missing):
+def _made(made: TableColumn) -> pl.Expr:
+    if made.flags:
+        return _flagged(made.flags, made.values)
+    value = pl.col(made.column or "")
+    if not (made.pattern or made.separator or made.values):
         return value
     text = value.cast(pl.String).str.strip_chars()
-    if column.pattern:
-        text = text.str.extract(column.pattern, 1).str.strip_chars()
-    known = pl.when(~text.is_in(["", *column.missing])).then(text)
-    return _spelt_out(known, column.separator) if column.separator else known
+    if made.pattern:
+        text = text.str.extract(made.pattern, 1).str.strip_chars()
+    if made.separator is None:
+        return _filled(_translated(text, made.values))
+    each = _translated(pl.element().str.strip_chars(), made.values)
+    values = text.str.split(made.separator).list.eval(_filled(each).drop_nulls())
+    return _filled(values.list.join(BETWEEN_VALUES))
 
 
-def _spelt_out(text: pl.Expr, separator: str) -> pl.Expr:
-    values = text.str.split(separator).list.eval(pl.element().str.strip_chars())
-    filled = values.list.eval(pl.element().filter(pl.element() != ""))
-    joined = filled.list.join(BETWEEN_VALUES)
-    return pl.when(joined != "").then(joined)
+def _flagged(flags: Sequence[str], values: Mapping[str, str]) -> pl.Expr:
+    words = {flag: values.get(flag, flag) for flag in flags}
+    named = [pl.when(_is_set(flag)).then(pl.lit(word)) for flag, word in words.items() if word]
+    return _filled(pl.concat_str(named, separator=BETWEEN_VALUES, ignore_nulls=True)) if named else pl.lit(None)
+
+
+def _is_set(flag: str) -> pl.Expr:
+    return pl.col(flag).cast(pl.String).str.strip_chars().str.to_lowercase().is_in(["1", "1.0", "true"])
+
+
+def _translated(text: pl.Expr, values: Mapping[str, str]) -> pl.Expr:
+    return text.replace(dict(values)) if values else text
+
+
+def _filled(text: pl.Expr) -> pl.Expr:
+    return pl.when(text != "").then(text)
