@@ -1,21 +1,24 @@
-"""Rows of an item or user table and a vocabulary -> one title, text and set of attributes per vocabulary row.
+"""Rows of item or user tables and a vocabulary -> one title, text and set of attributes per vocabulary row.
+
+Knows how ids of domains begin, and no files. Whole columns at a time: a million items take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from llmrec_ray.config import TableConfig
-from llmrec_ray.data.parse import natural_types
 from llmrec_ray.errors import DataError
-from llmrec_ray.text import TextTemplate, clean_text
+from llmrec_ray.text import TextTemplate, clean_column
 from llmrec_ray.types import Columns
 from llmrec_ray.vocab import Vocabulary
 
-__all__ = ["Descriptions", "describe"]
+__all__ = ["Descriptions", "describe", "natural_types"]
+
+ID = "__id__"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Descriptions:
     """texts: row, title, text; attributes: row and the recipe's attribute columns; both one per vocabulary
     row.
 
-    unused: ids of the table that the vocabulary does not have.
+    unused: ids of the tables that the vocabulary does not have.
     """
 
     texts: pl.DataFrame
@@ -37,50 +40,113 @@ class Descriptions:
 
 
 def describe(
-    vocabulary: Vocabulary, row: str, config: TableConfig | None, frame: pl.DataFrame
+    vocabulary: Vocabulary, row: str, tables: Sequence[tuple[TableConfig, pl.DataFrame]],
+    domains: Collection[str] = (),
 ) -> Descriptions:
-    """Fill title and text for every id; of several table rows with one id the last one counts.
+    """Fill title, text and attributes for every id from the tables that describe it.
 
-    `row` names the column of vocabulary rows in both results. Raises DataError when the table has none of the
-    ids, which means that log and table do not speak of the same things.
+    `row` names the column of vocabulary rows in both results. Of several rows of a table with one id the last one
+    counts; of several tables with one id each value comes from the last that gives it. Attributes are those of all
+    tables, cleaned as texts are, null where there are none. With domains, those of the tables and `domains`, there is
+    an attribute `domain`: what the id begins with. Raises DataError for a table that has none of the ids, which means
+    that log and table do not speak of the same things.
     """
-    ids = pl.Series(list(vocabulary), dtype=pl.String)
+    ids = pl.Series(ID, list(vocabulary), dtype=pl.String)
+    described = []
+    for place, (config, frame) in enumerate(tables):
+        known = _known(config, frame)
+        _check_overlap(known, ids, _section(row, place, len(tables)))
+        described.append(_described(config, known.filter(known[ID].is_in(ids.implode()))))
+    joined = ids.to_frame().join(_merged(described), on=ID, how="left", maintain_order="left")
     rows = pl.Series(row, range(len(ids)), dtype=pl.Int64)
-    if config is None:
-        return Descriptions(_texts(rows, ids.to_list(), [""] * len(ids)), rows.to_frame(), 0)
-    known = natural_types(frame.unique(config.id, keep="last", maintain_order=True), config.id)
-    shared = known.filter(pl.col(config.id).is_in(ids.implode()))
-    _check_overlap(shared, known, config, ids, row)
-    joined = ids.to_frame(config.id).join(shared, on=config.id, how="left", maintain_order="left")
-    titles, texts = _fill(joined, config, set(shared[config.id]))
-    attributes = [joined[name] for name in dict.fromkeys(config.attributes)]
-    unused = len(known) - len(shared)
-    return Descriptions(_texts(rows, titles, texts), pl.DataFrame([rows, *attributes]), unused)
+    texts = pl.DataFrame([
+        rows, joined[Columns.TITLE].fill_null(ids).alias(Columns.TITLE), joined[Columns.TEXT].fill_null("")
+    ])
+    named = dict.fromkeys(name for config, _ in tables for name in config.attributes)
+    attributes = [joined[_attribute(name)].alias(name) for name in named]
+    own = [domain for config, _ in tables if (domain := config.domain)]
+    kept = [rows, *attributes, *_domains(ids, {*domains, *own})]
+    return Descriptions(texts, pl.DataFrame(kept), _unused(tables, ids))
 
 
-def _check_overlap(
-    shared: pl.DataFrame, known: pl.DataFrame, config: TableConfig, ids: pl.Series, row: str
-) -> None:
-    if len(shared):
+def natural_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
+    """Every column as a number, a truth value or text, so that files that differ can stand under each other.
+
+    Columns of nothing but whole numbers become int64, be they text ("1995", not "05201") or floats beside a
+    gap.
+    """
+    return frame.with_columns(_natural_type(frame[name]) for name in frame.columns if name != id_column)
+
+
+def _natural_type(column: pl.Series) -> pl.Series:
+    if column.dtype.is_integer() or column.dtype == pl.Boolean:
+        return column
+    is_float = column.dtype.is_float()
+    column = column.fill_nan(None) if is_float else column.cast(pl.String, strict=False)
+    numbers = column.cast(pl.Int64, strict=False)
+    back = numbers.cast(column.dtype)
+    return numbers if back.eq_missing(column).all() and numbers.null_count() < len(numbers) else column
+
+
+def _known(config: TableConfig, frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per id, with the id as text in ID too; text clean, null where it is empty."""
+    last = frame.unique(config.id, keep="last", maintain_order=True)
+    cleaned = last.with_columns(_given(column) for column in last if column.dtype == pl.String)
+    return natural_types(cleaned.with_columns(last[config.id].cast(pl.String).alias(ID)), ID)
+
+
+def _given(column: pl.Series) -> pl.Series:
+    cleaned = clean_column(column)
+    return cleaned.set(cleaned == "", None)
+
+
+def _section(row: str, place: int, n_tables: int) -> str:
+    """What the recipe calls a table."""
+    name = f"data.{row.removesuffix('_row')}s"
+    return name if n_tables == 1 else f"{name}[{place}]"
+
+
+def _check_overlap(known: pl.DataFrame, ids: pl.Series, section: str) -> None:
+    if known[ID].is_in(ids.implode()).any() or not len(known):
         return
-    table = row.removesuffix("_row") + "s"
     raise DataError(
-        f"None of the {len(known)} ids in data.{table} occurs in the log: the table has ids such as "
-        f"{known[config.id][0]!r}, the log such as {ids[0]!r}. Correct data.{table}.id, or the log's column "
-        "names."
+        f"None of the {len(known)} ids in {section} occurs in the log: the table has ids such as {known[ID][0]!r}, "
+        f"the log such as {ids[0]!r}. Correct {section}.id, or the log's column names."
     )
 
 
-def _fill(joined: pl.DataFrame, config: TableConfig, described: set[str]) -> tuple[list[str], list[str]]:
-    template = TextTemplate(config.template)
-    titles, texts = [], []
-    for record in joined.iter_rows(named=True):
-        id_ = record[config.id]
-        title = record[config.title] if config.title else None
-        titles.append(clean_text(str(title)) or id_ if title is not None else id_)
-        texts.append(template.fill(record) if id_ in described else "")
-    return titles, texts
+def _described(config: TableConfig, known: pl.DataFrame) -> pl.DataFrame:
+    """ID, title, text and attributes; text is null where nothing fills it."""
+    text = TextTemplate(config.template).fill_frame(known)
+    title = pl.col(config.title).cast(pl.String) if config.title else pl.lit(None, dtype=pl.String)
+    return known.select(
+        ID, title.alias(Columns.TITLE), text.set(text == "", None).alias(Columns.TEXT),
+        *(pl.col(name).alias(_attribute(name)) for name in dict.fromkeys(config.attributes)),
+    )
 
 
-def _texts(rows: pl.Series, titles: Sequence[str], texts: Sequence[str]) -> pl.DataFrame:
-    return pl.DataFrame({rows.name: rows, Columns.TITLE: titles, Columns.TEXT: texts})
+def _attribute(name: str) -> str:
+    """Column of an attribute beside title and text, which may have the same name."""
+    return f"attribute {name}"
+
+
+def _merged(described: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One row per id of all tables."""
+    nothing = pl.DataFrame(schema={ID: pl.String, Columns.TITLE: pl.String, Columns.TEXT: pl.String})
+    stacked = pl.concat([nothing, *described], how="diagonal_relaxed")
+    if stacked[ID].is_unique().all():
+        return stacked
+    return stacked.group_by(ID, maintain_order=True).agg(pl.all().drop_nulls().last())
+
+
+def _domains(ids: pl.Series, domains: Collection[str]) -> list[pl.Series]:
+    if not domains:
+        return []
+    begins = ids.str.extract(r"^([A-Za-z0-9_-]{1,32}):")
+    return [begins.set(~begins.is_in(list(domains)), None).alias(Columns.DOMAIN)]
+
+
+def _unused(tables: Sequence[tuple[TableConfig, pl.DataFrame]], ids: pl.Series) -> int:
+    """How many different ids of the tables are none of the vocabulary."""
+    known = pl.concat([ids.clear(), *(frame[config.id].cast(pl.String).alias(ID) for config, frame in tables)])
+    return int((~known.unique().is_in(ids.implode())).sum())
