@@ -77,7 +77,10 @@ class Bench:
             "interactions": interactions, "max_memory_gb": self.max_memory_gb,
             "min_user_interactions": LEAST_EVENTS, "min_item_interactions": LEAST_EVENTS,
         }
-        return {"name": "bench", "workspace": str(out / "work"), "num_cpus": self.num_cpus, "data": data}
+        return {
+            "name": "bench", "workspace": str(out / "work"), "num_cpus": self.num_cpus, "data": data,
+            "fusion": {"item_vector": "id"},
+        }
 
 
 def main() -> None:
@@ -149,7 +152,9 @@ def _comparable(
         "events": events.select(whole, "timestamp", "value", pl.col("split").cast(pl.String)),
         "users": pl.DataFrame({"id": vocabularies["users"]}),
         "items": pl.DataFrame({"id": vocabularies["items"]}),
-        "quarantine": quarantine.select("file", pl.col("position").cast(pl.Int64), "reason").sort("file", "position"),
+        "quarantine": quarantine.select(
+            pl.col("file", "reason").cast(pl.String), pl.col("position").cast(pl.Int64)
+        ).sort("file", "position"),
         "counts": pl.DataFrame([counts | dict(sorted(dropped.items()))]),
     }
 
