@@ -9,17 +9,20 @@ import contextlib
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmrec_ray.events.event import Event
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.events.log import EventLog, Span
+from llmrec_ray.forgotten import Tombstones
 
-__all__ = ["LocalView", "Writing"]
+__all__ = ["LocalView", "Writing", "forget_in_view"]
 
-FORMAT = 2  # of the tables; a view of another one is built again
+FORMAT = 3  # of the tables; a view of another one is built again
 LOCK_TIMEOUT_S = 10.0
+CHECKPOINT_S = 30.0
 logger = logging.getLogger(__name__)
 SCHEMA = """
 BEGIN;
@@ -72,7 +75,8 @@ class Writing:
         def events() -> Iterator[Event]:
             nonlocal end
             for event, end in log.read(file, start):  # noqa: B007  (kept for _set_position)
-                yield event
+                if event is not None:
+                    yield event
 
         self._insert(events())
         self._set_position(file, end)
@@ -189,6 +193,37 @@ class LocalView:
             raise
 
 
+def forget_in_view(path: Path, forgotten: Tombstones) -> list[str]:
+    """Remove forgotten people from a view that any number of processes use, file and write-ahead log; their ids.
+
+    A view that cannot be used is removed: whoever opens the folder next builds it again from the log. Raises
+    sqlite3.OperationalError when somebody keeps it locked for too long.
+    """
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(_connect(path)) as connection:
+            return _forget(connection, forgotten)
+    except sqlite3.Error as error:
+        if not _is_damage(error) and "no such table" not in str(error):
+            raise
+    with file_lock(path.with_name("view.lock")):
+        _remove_view(path)
+    return []
+
+
+def _forget(connection: sqlite3.Connection, forgotten: Tombstones) -> list[str]:
+    everybody = connection.execute("SELECT DISTINCT user_id FROM newest")
+    found = [user_id for (user_id,) in everybody if user_id in forgotten]
+    connection.executemany("DELETE FROM newest WHERE user_id = ?", [(user_id,) for user_id in found])
+    deadline = time.monotonic() + CHECKPOINT_S
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # a reader is in its way
+        if time.monotonic() > deadline:
+            raise sqlite3.OperationalError("database is locked")
+        time.sleep(0.05)
+    return found
+
+
 def _newest_of(connection: sqlite3.Connection, user_ids: Iterable[str], n: int) -> dict[str, list[str]]:
     run = connection.execute
     return {user_id: [item_id for (item_id,) in run(NEWEST, (user_id, n))][::-1] for user_id in user_ids}
@@ -231,6 +266,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")  # what is trimmed or forgotten is overwritten
     except sqlite3.Error:
         connection.close()
         raise

@@ -11,8 +11,8 @@ __all__ = ["file_lock"]
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Only one process at a time; the kernel lets go when a process dies."""
+def file_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Only one process at a time, or any number of those that share; the kernel lets go when a process dies."""
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield

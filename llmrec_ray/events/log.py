@@ -3,7 +3,8 @@
     <folder>/<day>-<writer>.jsonl       one event a line; no two writers ever share a file
 
 A file of a day that is over (UTC) never changes again. It may be moved away, once nothing asks for its event ids any
-more, to a folder that `data.interactions.paths` names too: a Dataset is always made from the whole log.
+more, to a folder that `data.feedback` names too: a Dataset is always made from the whole log. Only `forget` replaces a
+file, by one of the same length with spaces where lines of a forgotten person were, so that positions in it stay true.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from pydantic import ValidationError
 
 from llmrec_ray.errors import CorruptArtifactError, EventLogError
 from llmrec_ray.events.event import Event
+from llmrec_ray.events.locks import file_lock
+from llmrec_ray.forgotten import FORGOTTEN, Tombstones, TombstonesFile
 
 __all__ = ["EventLog", "Span"]
+
+LOCK, DOOR = "appending.lock", "door.lock"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,36 @@ class EventLog:
                 _fsync_folder(new.parent)
         self.writer = writer or uuid.uuid4().hex
         self._last: Path | None = None
+        self._tombstones = TombstonesFile(folder / FORGOTTEN)
+        self._known: Tombstones | None = None
+
+    @property
+    def forgotten(self) -> Tombstones:
+        """Whose events are not kept, as it is at this moment. Raises EventLogError when that cannot be told."""
+        try:
+            return self._tombstones.now()
+        except (OSError, CorruptArtifactError) as error:
+            raise EventLogError(f"Nothing can be read from or written to the event log: {error}") from error
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Tombstones]:
+        """While the block lasts nobody new is forgotten; those who were must not be appended. Any number of processes
+        may be inside at once. Raises EventLogError.
+        """
+        with _locked(self.folder, shared=True):
+            forgotten = self.forgotten
+            if self._known is not None and forgotten != self._known:  # the files so far are being replaced
+                self.writer = uuid.uuid4().hex
+            self._known = forgotten
+            yield forgotten
+
+    def remember(self, tombstones: Tombstones) -> None:
+        """From now on nothing of these people is appended by any process, and no file that is there now is appended to.
+
+        Waits until everybody has left `appending`. Raises EventLogError.
+        """
+        with _locked(self.folder, shared=False):
+            self.forgotten.merged(tombstones).write(str(self._tombstones.path))
 
     def append(self, events: Sequence[Event]) -> Span:
         """Write the events, fsync file and folder, and say where they are.
@@ -62,17 +97,20 @@ class EventLog:
         """Every writer's files, in order of day."""
         return sorted(self.folder.glob("*.jsonl"))
 
-    def read(self, file: Path, start_bytes: int = 0) -> Iterator[tuple[Event, int]]:
-        """Each event of a file from a byte position on, and the position after it.
+    def read(self, file: Path, start_bytes: int = 0) -> Iterator[tuple[Event | None, int]]:
+        """Each event of a file from a byte position on, and the position after it; None for a line of somebody who was
+        forgotten.
 
         A last line without its newline was never acknowledged and is left out. Raises CorruptArtifactError
         naming the file and the byte position of a damaged line.
         """
+        forgotten = self.forgotten
         with file.open("rb") as handle:
             handle.seek(start_bytes)
             while (line := handle.readline()).endswith(b"\n"):
                 end = handle.tell()
-                yield _parse(line, file, end - len(line)), end
+                event = _parse(line, file, end - len(line)) if line.strip() else None
+                yield (None if event is None or event.user_id in forgotten else event), end
 
     def _file(self) -> Path:
         file = self.folder / f"{time.strftime('%Y%m%d', time.gmtime())}-{self.writer}.jsonl"
@@ -96,6 +134,16 @@ class EventLog:
                 os.truncate(file, start)
                 raise
         return start
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
+    """Inside together with others who share, or alone; who wants to be alone keeps others from coming in meanwhile."""
+    with contextlib.ExitStack() as inside:
+        with _explained(folder), contextlib.ExitStack() as entering:
+            entering.enter_context(file_lock(folder / DOOR))
+            inside.enter_context(file_lock(folder / LOCK, shared=shared))
+        yield
 
 
 @contextlib.contextmanager

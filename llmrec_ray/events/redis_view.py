@@ -137,6 +137,18 @@ class RedisView:
         with self._answering():
             self._redis.hdel(NODES, *nodes)
 
+    def forget(self, user_ids: Sequence[str]) -> int:
+        """Remove all that is held of these people; how many of them had anything."""
+        if not user_ids:
+            return 0
+        with self._answering():
+            return int(self._redis.delete(*(_user_key(user_id) for user_id in user_ids)))
+
+    def holds(self, user_id: str) -> bool:
+        """Whether anything is held of a person."""
+        with self._answering():
+            return bool(self._redis.exists(_user_key(user_id)))
+
     def close(self) -> None:
         """Close the connections."""
         with contextlib.suppress(*self._errors):

@@ -93,6 +93,10 @@ class SharedView:
         if at != span.end:
             self._take_down(f"it has {at} bytes of {span.file.name}, which has {span.end}")
 
+    def forget(self, user_ids: Sequence[str]) -> None:
+        """Remove all that Redis has of these people. Raises RedisDownError."""
+        self._redis.forget(user_ids)
+
     def close(self) -> None:
         """Stop looking after Redis; what it still lacks is brought by the next who opens the folder."""
         self._closing = True
@@ -151,10 +155,15 @@ class SharedView:
         while start < end:
             if self._closing:
                 raise RedisDownError("the store is being closed")
-            lines = itertools.takewhile(lambda line: line[1] <= end, self._log.read(file, start))
-            chunk = list(itertools.islice(lines, CHUNK))
-            assert chunk, f"nothing between bytes {start} and {end} of {file}. This is a bug."
-            start = self._redis.add(self._node, file.name, start, chunk[-1][1], [event for event, _ in chunk])
+            with self._log.appending():  # nobody is forgotten between reading and adding
+                start = self._bring_chunk(file, start, end)
+
+    def _bring_chunk(self, file: Path, start: int, end: int) -> int:
+        lines = itertools.takewhile(lambda line: line[1] <= end, self._log.read(file, start))
+        chunk = list(itertools.islice(lines, CHUNK))
+        assert chunk, f"nothing between bytes {start} and {end} of {file}. This is a bug."
+        events = [event for event, _ in chunk if event is not None]
+        return self._redis.add(self._node, file.name, start, chunk[-1][1], events)
 
     def _take_up(self) -> None:
         run_id = self._redis.run_id

@@ -13,12 +13,14 @@ from typing import Self
 
 from llmrec_ray.errors import CorruptArtifactError, EventLogError, EventViewError
 from llmrec_ray.events.event import Event
+from llmrec_ray.events.forget import forget_in_folder
 from llmrec_ray.events.group import GroupCommit
 from llmrec_ray.events.local import LocalView
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.events.log import EventLog, Span
 from llmrec_ray.events.redis_view import RedisDownError, RedisView
 from llmrec_ray.events.shared import SharedView
+from llmrec_ray.forgotten import Tombstones
 
 __all__ = ["REDIS_URL_VARIABLE", "EventStore"]
 
@@ -63,7 +65,8 @@ class EventStore:
         return store
 
     def record(self, events: Sequence[Event]) -> int:
-        """Make the events durable and visible; returns how many were new. Known event ids are left out.
+        """Make the events durable and visible; returns how many were new. Known event ids are left out, and people who
+        were forgotten.
 
         Raises EventLogError when the disk refuses: then nothing of them is kept.
         """
@@ -90,6 +93,19 @@ class EventStore:
                 "back and filled again, answers use those of this node alone."
             )
             raise EventViewError(message, self._local_newest(user_ids, n)) from error
+
+    def is_forgotten(self, user_id: str) -> bool:
+        """Whether a person was forgotten, so that nothing they do is kept. Raises EventLogError."""
+        return user_id in self.log.forgotten
+
+    def forget(self, tombstones: Tombstones, user_ids: Sequence[str] = ()) -> int:
+        """Remove all events of these people from this machine and from Redis; how many lines there were.
+
+        user_ids: of these people, as far as they are known. What was removed before is not looked for again. Raises
+        EventLogError when something stays; the next call goes on.
+        """
+        shared = self._shared
+        return forget_in_folder(self.log.folder.parent, tombstones, None if shared is None else shared.forget, user_ids)
 
     def close(self) -> None:
         """Close the views; the log has no open files."""
@@ -132,7 +148,8 @@ class EventStore:
         for event in asked:
             first.setdefault(event.event_id, event)
         events = list(first.values())
-        with self._recording:
+        with self._recording, self.log.appending() as forgotten:
+            events = [event for event in events if event.user_id not in forgotten]
             if self._shared is not None:
                 recorded = self._shared.known(events)
                 events = [event for event in events if event.event_id not in recorded]

@@ -1,0 +1,146 @@
+"""Who was forgotten: salted hashes of user ids, kept so that nothing takes these people in again.
+
+    <workspace>/forgotten.json        what `llmrec forget` has removed; the next ingest leaves these people out
+    <events>/log/forgotten.json       the same for the endpoint's event log
+
+The file holds no id. Its salt keeps equal hashes of two workspaces apart; whoever has the file and a list of ids can
+still tell who is in it, so it is as private as the workspace. Knows neither artifacts nor events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+
+from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
+from llmrec_ray.errors import CorruptArtifactError
+
+__all__ = ["FORGOTTEN", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri"]
+
+FORGOTTEN = "forgotten.json"
+PREFIX = "forgotten:"
+DIGEST_BYTES, SALT_BYTES = 16, 16
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """Salt -> digest of a forgotten user id -> whether all that was to be removed has been; all in hexadecimal."""
+
+    people: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, uri: str) -> Self:
+        """Those of a file; none when there is no such file. Raises CorruptArtifactError."""
+        try:
+            content = read_json(uri)
+        except FileNotFoundError:
+            return cls()
+        return cls(_checked(content, uri))
+
+    def write(self, uri: str) -> None:
+        """Replace the file at a URI atomically."""
+        write_json_atomic(uri, {"people": {salt: dict(digests) for salt, digests in self.people.items()}})
+
+    def __len__(self) -> int:
+        return sum(len(digests) for digests in self.people.values())
+
+    def __contains__(self, user_id: str) -> bool:
+        return any(_digest(salt, user_id) in digests for salt, digests in self.people.items())
+
+    def is_forgotten(self, ids: pl.Series) -> pl.Series:
+        """For each user id (String) whether that person was forgotten; Boolean, False for null."""
+        if not len(self):
+            return pl.repeat(False, len(ids), dtype=pl.Boolean, eager=True).rename(ids.name)
+        forgotten = [id_ for id_ in ids.unique().drop_nulls() if id_ in self]
+        return ids.is_in(pl.Series(forgotten, dtype=pl.String).implode()).fill_null(False)
+
+    def name_of(self, user_id: str) -> str:
+        """What stands in a vocabulary in place of a forgotten id."""
+        salt = next((salt for salt, digests in self.people.items() if _digest(salt, user_id) in digests), None)
+        assert salt is not None, "the name of somebody who was not forgotten. This is a bug."
+        return PREFIX + _digest(salt, user_id)
+
+    def with_user(self, user_id: str, *, done: bool) -> Tombstones:
+        """These and one more, or with another mark."""
+        salt = next(iter(self.people), None) or secrets.token_hex(SALT_BYTES)
+        return self.merged(Tombstones({salt: {_digest(salt, user_id): done}}))
+
+    def merged(self, other: Tombstones) -> Tombstones:
+        """These and others; of a person who is in both, the mark of `other` counts."""
+        salts = dict.fromkeys([*self.people, *other.people])
+        return Tombstones({salt: {**self.people.get(salt, {}), **other.people.get(salt, {})} for salt in salts})
+
+    def unfinished_in(self, place: Tombstones) -> Tombstones:
+        """Those, of these, that another place does not have yet or has not finished with."""
+        found = {
+            salt: {digest: False for digest in digests if not place.people.get(salt, {}).get(digest, False)}
+            for salt, digests in self.people.items()
+        }
+        return Tombstones({salt: digests for salt, digests in found.items() if digests})
+
+    def finished(self) -> Tombstones:
+        """The same people, all of them removed."""
+        return Tombstones({salt: dict.fromkeys(digests, True) for salt, digests in self.people.items()})
+
+
+class TombstonesFile:
+    """A local file of tombstones that other processes write: looks again whenever the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+        self._tombstones = Tombstones()
+
+    def now(self) -> Tombstones:
+        """What the file says at this moment. Raises OSError and CorruptArtifactError."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            if self._seen is not None:
+                self._seen, self._tombstones = None, Tombstones()
+            return self._tombstones
+        if (seen := (stat.st_ino, stat.st_mtime_ns)) != self._seen:
+            self._tombstones = _read_local(self.path)
+            self._seen = seen
+        return self._tombstones
+
+
+def forgotten_uri(workspace: Workspace) -> str:
+    """Where a workspace keeps its tombstones."""
+    return f"{workspace.uri}/{FORGOTTEN}"
+
+
+def forgotten_in(workspace: Workspace) -> Tombstones:
+    """Whom the artifacts of a workspace must not name. Raises CorruptArtifactError."""
+    return Tombstones.read(forgotten_uri(workspace))
+
+
+def _read_local(path: Path) -> Tombstones:
+    try:
+        return Tombstones(_checked(json.loads(path.read_bytes()), str(path)))
+    except ValueError:
+        raise _damaged(str(path)) from None
+
+
+def _checked(content: Any, uri: str) -> dict[str, dict[str, bool]]:
+    people = content.get("people") if isinstance(content, dict) else None
+    if not isinstance(people, dict) or not all(isinstance(digests, dict) for digests in people.values()):
+        raise _damaged(uri)
+    return people
+
+
+def _damaged(uri: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"{uri}, which says who was forgotten, is damaged: restore it from a copy, or these people come back."
+    )
+
+
+def _digest(salt: str, user_id: str) -> str:
+    return hashlib.blake2b(user_id.encode(), key=bytes.fromhex(salt), digest_size=DIGEST_BYTES).hexdigest()
