@@ -160,4 +160,4 @@ def _tidy(skeleton: str) -> str:
     full_stop = skeleton.endswith(".")
     skeleton = re.sub(r"\s+([.,;])", r"\1", skeleton)
     skeleton = re.sub(r"([.,;])(?:\s*[.,;])+", r"\1", skeleton)
-    return skeleton.lstrip(" .,;").rstrip(" .,;") + ("." if full_stop else "")
+    return skeleton.strip(" .,;:") + ("." if full_stop else "")

@@ -12,6 +12,7 @@ import numpy as np
 from llmrec_ray.bundle import BundleTexts
 from llmrec_ray.recommend.batch import Encoded
 from llmrec_ray.signals import to_text_space
+from llmrec_ray.text import clean_text
 from llmrec_ray.types import FloatArray
 
 __all__ = ["Encoder"]
@@ -56,8 +57,8 @@ class Encoder:
         return Encoded(vectors, users, {"encode": (perf_counter() - start) * 1000})
 
     def encode_items(self, texts: Sequence[str]) -> FloatArray:
-        """[M, T] float32 raw vectors of texts that describe items, as `AddedItem` keeps them."""
-        return self._encoder.encode(texts)
+        """[M, T] float32 raw vectors of texts that describe items, as `AddedItem` keeps them; cleaned as in ingest."""
+        return self._encoder.encode([clean_text(text) for text in texts])
 
     def _raw(self, texts: Sequence[str]) -> FloatArray:
         """[B, T] encoder output, zero rows for empty texts."""
