@@ -219,7 +219,7 @@ class TimeWindow(Section):
     until: Moment | None = None
     """First moment that no longer counts, ISO 8601."""
     days: PositiveFloat | None = None
-    """Only so many days before the newest event of the log count."""
+    """Only so many days before the newest event of the log count, or before `until` when that is earlier."""
     max_events_per_user: PositiveInt | None = None
     """Only a user's newest events count; older ones are counted as `old_event`."""
 
