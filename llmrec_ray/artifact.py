@@ -191,13 +191,14 @@ class Workspace:
                 f"There is no {kind} in {self.uri} yet: run `llmrec {made_by}` with the same recipe first."
             ) from None
 
-    def local_folder(self, name: str) -> Path:
+    def local_folder(self, name: str, *, make: bool = True) -> Path:
         """A local folder of the workspace, made when missing. Raises ArtifactError for a remote workspace."""
         filesystem, base = _filesystem(self.uri)
         if not _is_local(filesystem):
             raise ArtifactError(f"{self.uri} is not a local folder, but {name} must be kept on a local disk.")
         folder = Path(base) / name
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 

@@ -6,6 +6,7 @@ histories. This module does not know where the rows came from.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -57,6 +58,23 @@ class Dataset:
     def items(self) -> Vocabulary:
         """Item ids in row order."""
         return Vocabulary.load(self.artifact.path / "vocabulary" / "items.parquet")
+
+    @property
+    def user_ids(self) -> pl.Series:
+        """User ids in row order, as a column."""
+        return pl.read_parquet(self.artifact.path / "vocabulary" / "users.parquet")["id"]
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """Item ids in row order, as a column."""
+        return pl.read_parquet(self.artifact.path / "vocabulary" / "items.parquet")["id"]
+
+    @property
+    def log_ids(self) -> list[str]:
+        """Ids of the Logs it was made from, oldest first; none in a Dataset of a version that kept none."""
+        parents = self.artifact.manifest.parents
+        numbers = itertools.takewhile(lambda number: f"log {number}" in parents, itertools.count(1))
+        return [parents[f"log {number}"] for number in numbers]
 
     @cached_property
     def interactions(self) -> pl.DataFrame:

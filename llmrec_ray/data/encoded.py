@@ -1,0 +1,145 @@
+"""One range of users of all Logs -> its events, transformed and in numbers, in files that later steps map.
+
+    events.arrow   user and item as places among the range's ids, in the order of ids; then time, value and the others
+    users.arrow, items.arrow      those ids, sorted
+    alive.npy      which events are still in the k-core
+    places.npy     the place of each of its items among the items of all ranges
+
+A step that needs all events of a user has them all here; what needs all ranges exchanges counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from llmrec_ray.config import DataConfig
+from llmrec_ray.data.kcore import drop_items, drop_rare_users
+from llmrec_ray.data.ranges import read_range
+from llmrec_ray.data.transform import transform
+from llmrec_ray.types import Columns, IntArray
+
+__all__ = ["EncodedRange", "Lost", "encode_range", "found_items", "peel_range", "place_items"]
+
+ID = "id"
+
+
+@dataclass(frozen=True)
+class EncodedRange:
+    """Where one encoded range lies, and how many rows each filter dropped."""
+
+    folder: Path
+    dropped: dict[str, int]
+
+    @property
+    def events(self) -> pl.DataFrame:
+        """user_row, item_row uint32 as places in `users` and `items`, timestamp, value, …; sorted by user and time."""
+        return pl.read_ipc(self.folder / "events.arrow")
+
+    @property
+    def users(self) -> pl.Series:
+        """Ids of its users, sorted; some may have no event that is alive."""
+        return pl.read_ipc(self.folder / "users.arrow")[ID]
+
+    @property
+    def items(self) -> pl.Series:
+        """Ids of its items, sorted."""
+        return pl.read_ipc(self.folder / "items.arrow")[ID]
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Which events are in the k-core so far, [E]."""
+        alive: NDArray[np.bool_] = np.load(self.folder / "alive.npy")
+        return alive
+
+    @property
+    def places(self) -> IntArray:
+        """Place of each of `items` among those of all ranges, [N]."""
+        places: IntArray = np.load(self.folder / "places.npy")
+        return places
+
+    def keep(self, alive: NDArray[np.bool_]) -> None:
+        """Remember which events are alive."""
+        np.save(self.folder / "alive.npy", alive)
+
+    def user_counts(self) -> IntArray:
+        """Events of each of `users` that are alive, [U] int64."""
+        users = self.events[Columns.USER_ROW].to_numpy()[self.alive]
+        return np.bincount(users, minlength=len(self.users)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What one round of peeling took from a range: rows by filter, and events of distinct items (their places)."""
+
+    rare_user: int
+    rare_item: int
+    items: IntArray
+    counts: IntArray
+
+
+def encode_range(
+    number: int, *, fragments: Sequence[Path], folder: Path, data: DataConfig, newest: datetime | None
+) -> EncodedRange:
+    """Read, transform and encode the events of one range, and drop its rare users once."""
+    events = read_range(fragments, number)
+    users, items = (events[name].unique().sort() for name in (Columns.USER_ID, Columns.ITEM_ID))
+    numbers = events.select(
+        _places(Columns.USER_ID, users).alias(Columns.USER_ID), _places(Columns.ITEM_ID, items).alias(Columns.ITEM_ID),
+        pl.exclude(Columns.USER_ID, Columns.ITEM_ID),
+    )
+    done = transform(numbers, data, newest)
+    renamed = done.events.drop(Columns.EVENT_ID, strict=False).rename(
+        {Columns.USER_ID: Columns.USER_ROW, Columns.ITEM_ID: Columns.ITEM_ROW}
+    )
+    place = folder / f"{number:06}"
+    place.mkdir()
+    alive = np.ones(len(renamed), np.bool_)
+    alive = drop_rare_users(renamed[Columns.USER_ROW].to_numpy(), alive, len(users), data.min_user_interactions)
+    dropped = {**done.dropped, "rare_user": len(renamed) - int(alive.sum())}
+    renamed.filter(alive).write_ipc(place / "events.arrow")
+    users.alias(ID).to_frame().write_ipc(place / "users.arrow")
+    items.alias(ID).to_frame().write_ipc(place / "items.arrow")
+    encoded = EncodedRange(place, dropped)
+    encoded.keep(np.ones(int(alive.sum()), np.bool_))
+    return encoded
+
+
+def found_items(encoded: EncodedRange) -> pl.DataFrame:
+    """The range's items with events: id, count int64."""
+    items = encoded.items
+    counts = np.bincount(encoded.events[Columns.ITEM_ROW].to_numpy(), minlength=len(items)).astype(np.int64)
+    return pl.DataFrame({ID: items, "count": counts}).filter(pl.col("count") > 0)
+
+
+def place_items(encoded: EncodedRange, *, items: Path) -> None:
+    """Find the range's items among those of all ranges, the ids in the Arrow file `items`, and remember the places."""
+    every = pl.read_ipc(items)[ID]
+    places = pl.DataFrame({ID: encoded.items}).join(
+        every.to_frame().with_row_index("place"), on=ID, how="left", maintain_order="left"
+    )["place"]
+    np.save(encoded.folder / "places.npy", places.cast(pl.Int64).fill_null(-1).to_numpy())
+
+
+def peel_range(encoded: EncodedRange, *, dead: Path, min_user_events: int) -> Lost:
+    """Drop the items marked in the file `dead` ([N] bool, by place among all), then users who have become rare."""
+    events, before = encoded.events, encoded.alive
+    users = events[Columns.USER_ROW].to_numpy()
+    items = encoded.places[events[Columns.ITEM_ROW].to_numpy()]
+    without_items = drop_items(items, before, np.load(dead))
+    alive = drop_rare_users(users, without_items, len(encoded.users), min_user_events)
+    encoded.keep(alive)
+    lost, counts = np.unique(items[without_items & ~alive], return_counts=True)
+    rare_item, rare_user = int(before.sum() - without_items.sum()), int(without_items.sum() - alive.sum())
+    return Lost(rare_user, rare_item, lost, counts.astype(np.int64))
+
+
+def _places(column: str, ids: pl.Series) -> pl.Expr:
+    return pl.col(column).cast(pl.Enum(ids)).to_physical().cast(pl.UInt32)
+
