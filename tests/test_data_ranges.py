@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_parts_hold_whole_users_and_follow_from_the_counts_alone(counts):
     bounds = [(plan.start, plan.stop) for plan in plans]
     assert [plan.number for plan in plans] == list(range(len(plans)))
     assert bounds[0][0] == 0 and bounds[-1][1] == len(counts)
-    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(bounds))
     assert all(sum(counts[start : stop - 1]) <= 1_000_000 for start, stop in bounds if stop > start)
 
 
