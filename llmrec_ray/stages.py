@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe, override_recipe
-from llmrec_ray.data import Dataset, fetch, ingest
+from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest
 from llmrec_ray.errors import ConfigError, DataError
 from llmrec_ray.types import FloatArray
 
@@ -33,6 +33,7 @@ __all__ = [
     "embed_stage",
     "evaluate_stage",
     "fetch_stage",
+    "import_stage",
     "index_stage",
     "ingest_stage",
     "open_bundle",
@@ -64,6 +65,15 @@ def fetch_stage(recipe: Recipe) -> Path:
     folder = fetch(recipe.data.fetch, _raw_folder(recipe))
     logger.info("%s is in %s", recipe.data.fetch, folder)
     return folder
+
+
+def import_stage(kind: str, folder: Path, *, out: Path | None = None, name: str | None = None) -> Imported:
+    """Original files of a public data set -> a recipe file that reads them where they are."""
+    imported = import_recipe(kind, folder, out=out, name=name)
+    tables = "; ".join(f"{table} from {', '.join(files)}" for table, files in imported.files.items())
+    logger.info("%s: %s", imported.form, tables)
+    logger.info("The recipe is %s. Next: llmrec ingest --config %s", imported.recipe, imported.recipe)
+    return imported
 
 
 def ingest_stage(recipe: Recipe) -> Artifact:
@@ -260,4 +270,4 @@ def _workspace(recipe: Recipe) -> Workspace:
 
 def _raw_folder(recipe: Recipe) -> Path:
     workspace = _workspace(recipe)
-    return workspace.local_folder("raw") if workspace.is_local else cache_folder() / "raw"
+    return workspace.local_folder("raw", make=False) if workspace.is_local else cache_folder() / "raw"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import io
+import json
+import signal
 import subprocess
+import sys
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -15,7 +19,7 @@ import pytest
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import load_recipe
 from llmrec_ray.data import Dataset, fetch, ingest
-from llmrec_ray.errors import MissingInputError
+from llmrec_ray.errors import ArtifactError, DiskFullError, MissingInputError
 
 module = importlib.import_module("llmrec_ray.data.fetch")  # the function has the same name
 UNREACHABLE = "<urlopen error no route>"
@@ -134,12 +138,37 @@ def test_a_slow_index_is_given_up(tmp_path, monkeypatch):
         fetch("movielens-100k", tmp_path)
 
 
+class BrokenOff(io.BytesIO):
+    def read(self, *_: object) -> bytes:
+        raise http.client.IncompleteRead(b"PK\x03\x04", 4_924_025)
+
+
+def test_a_download_that_breaks_off_is_said_to_have(monkeypatch):
+    monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: BrokenOff())
+    with pytest.raises(MissingInputError) as refusal:
+        module._from_grouplens()
+    assert str(refusal.value) == f"{module.GROUPLENS_URL} broke off after 4 bytes, 4924025 more were to come."
+
+
+@pytest.mark.parametrize(("payload", "reason"), [
+    (grouplens_archive()[:200], "File is not a zip file"),
+    (grouplens_archive().replace(b"ml-100k/u.item", b"ml-100k/u.atem"),
+     "There is no item named 'ml-100k/u.item' in the archive"),
+], ids=["cut off", "a member is missing"])
+def test_an_archive_that_is_damaged_is_named(payload, reason):
+    with pytest.raises(MissingInputError) as refusal:
+        module._read_grouplens(payload)
+    assert str(refusal.value) == f"{module.GROUPLENS_URL} is damaged ({reason})."
+
+
 def test_an_archive_with_another_checksum_is_not_trusted(monkeypatch):
     monkeypatch.setattr(module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"other"))
     with pytest.raises(MissingInputError) as refusal:
         module._from_grouplens()
     digest = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
-    assert str(refusal.value) == f"{module.GROUPLENS_URL} has the MD5 {digest}, not {module.GROUPLENS_MD5}."
+    assert str(refusal.value) == (
+        f"{module.GROUPLENS_URL} has the MD5 {digest} and 5 bytes, not the MD5 {module.GROUPLENS_MD5}."
+    )
 
 
 def test_a_wheel_with_another_checksum_is_not_trusted(tmp_path):
@@ -153,6 +182,100 @@ def test_a_wheel_with_another_checksum_is_not_trusted(tmp_path):
         f"{module.WHEEL_FOLDER}.inter in recbole.whl has the SHA-256 {hashlib.sha256(b'other').hexdigest()}, "
         f"not {module.WHEEL_SHA256['.inter']}."
     )
+
+
+def wheel_of(movielens: Path) -> bytes:
+    """What the wheel holds, made again from the files of a fetch; only its checksums differ."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for suffix, name in zip(module.WHEEL_SHA256, module.FILES, strict=True):
+            archive.writestr(module.WHEEL_FOLDER + suffix, (movielens / name).read_bytes())
+    return buffer.getvalue()
+
+
+def digests_of(movielens: Path) -> dict[str, str]:
+    files = zip(module.WHEEL_SHA256, module.FILES, strict=True)
+    return {suffix: hashlib.sha256((movielens / name).read_bytes()).hexdigest() for suffix, name in files}
+
+
+@pytest.mark.parametrize("cached", [b"not a wheel", b"PK\x05\x06" + 18 * b"\0"], ids=["no zip", "empty zip"])
+def test_a_damaged_wheel_in_pips_cache_is_fetched_anew(movielens, tmp_path, monkeypatch, cached):
+    commands = []
+
+    def download(command: list[str], **_: object) -> None:
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True)
+        whole = "--no-cache-dir" in command
+        (folder / "recbole-1.2.1-py3-none-any.whl").write_bytes(wheel_of(movielens) if whole else cached)
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", no_route)
+    monkeypatch.setattr(module.subprocess, "run", download)
+    monkeypatch.setattr(module, "WHEEL_SHA256", digests_of(movielens))
+    fetch("movielens-100k", tmp_path / "raw")
+    assert [("--no-cache-dir" in command) for command in commands] == [False, True]
+    assert lines(tmp_path / "raw" / "items.tsv") == lines(movielens / "items.tsv")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_failed_fetch_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_first_that_works", no_route)
+    with pytest.raises(ArtifactError) as refusal:
+        fetch("movielens-100k", tmp_path / "runs" / "films" / "raw")
+    assert str(refusal.value) == (
+        f"{tmp_path}/runs/films/raw cannot be written ({UNREACHABLE}): set workspace to a folder that can."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_the_folder_as_it_was(movielens, tmp_path, monkeypatch):
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    tables = {name: (movielens / name).read_text(encoding="utf-8") for name in module.FILES}
+    monkeypatch.setattr(module, "_from_grouplens", lambda: tables)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "items.tsv").write_text("mine")
+    monkeypatch.setattr(module, "_write", write)
+    with pytest.raises(DiskFullError, match=r"raw could not be saved, since the disk of .* is full"):
+        fetch("movielens-100k", tmp_path / "raw")
+    assert {path.name: path.read_text() for path in (tmp_path / "raw").iterdir()} == {"items.tsv": "mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+KILLED = """
+import importlib, json, sys, time
+from pathlib import Path
+module = importlib.import_module("llmrec_ray.data.fetch")
+tables = json.loads(Path(sys.argv[1]).read_text())
+module._from_grouplens = lambda: tables
+put = module._put_in_place
+def slowly(*arguments):
+    print("about to put in place", flush=True)
+    time.sleep(60)
+module._put_in_place = slowly
+module.fetch("movielens-100k", Path(sys.argv[2]))
+"""
+
+
+def test_a_fetch_that_is_killed_leaves_nothing_that_the_next_does_not_put_right(movielens, tmp_path, monkeypatch):
+    tables = {name: (movielens / name).read_text(encoding="utf-8") for name in module.FILES}
+    monkeypatch.setattr(module, "_from_grouplens", lambda: tables)
+    given = tmp_path / "tables.json"
+    given.write_text(json.dumps(tables))
+    raw = tmp_path / "runs" / "raw"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(given), str(raw)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "about to put in place\n"
+    fetch_beside_it = module._staging_name(raw, process.pid)
+    module._clear_up_after_the_dead(raw)
+    assert [path.name for path in raw.parent.iterdir()] == [fetch_beside_it], "who lives is left alone"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not raw.exists()
+    fetch("movielens-100k", raw)
+    assert [path.name for path in raw.parent.iterdir()] == ["raw"]
+    assert sorted(path.name for path in raw.iterdir()) == sorted((*module.FILES, "fetched.json"))
 
 
 def test_an_unknown_data_set_is_named(tmp_path):

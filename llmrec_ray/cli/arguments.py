@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from llmrec_ray import __version__
 from llmrec_ray.config import recipe_names
+from llmrec_ray.data import KINDS
 from llmrec_ray.errors import ConfigError
 
 __all__ = ["build_parser", "check_arguments"]
@@ -35,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.add_argument("dataset", choices=["movielens-100k"], help="name of the data set")
     _with_shared_options(fetch, recipe_required=False)
     fetch.set_defaults(verb="data fetch")
+    _import_options(data_verbs)
 
     verb("ingest", "Behaviour logs and item texts -> a Dataset.")
     _artifact_options(verb("embed", "Item texts of a Dataset -> cached text vectors."), "dataset")
@@ -72,6 +75,17 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError("--systems names what --compare A B compares: give both, or neither.")
 
 
+def _import_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "Original files of a public data set -> a recipe that reads them where they are."
+    parser = verbs.add_parser("import", help=summary, description=summary)
+    parser.add_argument("kind", choices=list(KINDS), help="whose files they are")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where they lie, unpacked")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the recipe to write; by default NAME.yaml")
+    parser.add_argument("--name", help="name of the recipe; by default that of the data set")
+    _with_output_options(parser)
+    parser.set_defaults(verb="data import")
+
+
 def _evaluate_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "Rank the test split with pipeline, signals and baselines, or compare two evaluations."
     parser = verbs.add_parser("evaluate", help=summary, description=summary)
@@ -92,10 +106,14 @@ def _with_shared_options(
     source = parser.add_mutually_exclusive_group(required=recipe_required)
     source.add_argument("--recipe", metavar="NAME", help=f"a packaged recipe: {', '.join(recipe_names())}")
     source.add_argument("--config", metavar="FILE", help="a recipe file of your own")
-    parser.add_argument("--json", action="store_true", help="end stdout with one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="log details, tracebacks and Ray's own messages")
+    _with_output_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one key of the recipe")
     return parser
+
+
+def _with_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="log details, tracebacks and Ray's own messages")
 
 
 def _artifact_options(parser: argparse.ArgumentParser, *kinds: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmrec_ray.cli.arguments import build_parser, check_arguments
-from llmrec_ray.cli.verbs import VERBS, compare
+from llmrec_ray.cli.verbs import VERBS, compare, import_data
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.errors import ConfigError, LlmrecError
 
@@ -34,7 +34,9 @@ def run(argv: Sequence[str]) -> int:
     emit = _write_json if arguments.json else _write_nothing
     try:
         check_arguments(arguments)
-        if arguments.verb == "evaluate" and arguments.compare:
+        if arguments.verb == "data import":
+            import_data(arguments, emit)
+        elif arguments.verb == "evaluate" and arguments.compare:
             compare(arguments, emit)
         else:
             VERBS[arguments.verb](_recipe(arguments), arguments, emit)

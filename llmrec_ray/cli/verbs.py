@@ -17,7 +17,7 @@ from llmrec_ray.artifact import Artifact
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import RequestError
 
-__all__ = ["VERBS", "compare"]
+__all__ = ["VERBS", "compare", "import_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,11 @@ Verb: TypeAlias = Callable[[Recipe, argparse.Namespace, Emit], None]
 
 def _fetch(recipe: Recipe, _: argparse.Namespace, emit: Emit) -> None:
     emit({"raw": str(stages.fetch_stage(recipe))})
+
+
+def import_data(arguments: argparse.Namespace, emit: Emit) -> None:
+    """What `data import` does; it makes a recipe and needs none."""
+    emit(stages.import_stage(arguments.kind, arguments.folder, out=arguments.out, name=arguments.name).to_dict())
 
 
 def _ingest(recipe: Recipe, _: argparse.Namespace, emit: Emit) -> None:

