@@ -1,6 +1,7 @@
 """Recipes: YAML files and dotted overrides, validated in milliseconds without torch or ray."""
 
 from llmrec_ray.config.data import (
+    BehaviourConfig,
     Cooccurrence,
     DataConfig,
     FileFormat,
@@ -39,6 +40,7 @@ __all__ = [
     "AppConfig",
     "AugmentConfig",
     "BaselineName",
+    "BehaviourConfig",
     "CascadeConfig",
     "ColdSignalName",
     "ContextConfig",

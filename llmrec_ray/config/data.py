@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
@@ -13,8 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from llmrec_ray.config.section import Fraction, Section, Uri, Weight
 
 __all__ = [
-    "COLD_FOLDS", "COLD_VALIDATION_FOLD", "Cooccurrence", "DataConfig", "FileFormat", "FileSection", "LogColumns",
-    "LogConfig", "Repeats", "RobotRules", "Split", "TableColumn", "TableConfig", "TimeUnit", "TimeWindow",
+    "COLD_FOLDS", "COLD_VALIDATION_FOLD", "BehaviourConfig", "Cooccurrence", "DataConfig", "FileFormat", "FileSection",
+    "LogColumns", "LogConfig", "Repeats", "RobotRules", "Split", "TableColumn", "TableConfig", "TimeUnit", "TimeWindow",
 ]
 
 COLD_FOLDS = 10
@@ -200,6 +201,29 @@ class TableConfig(FileSection):
     by."""
 
 
+class BehaviourConfig(Section):
+    """What people did, told in words: profiles are then learnt from it too, such as "likes Alien, Heat"."""
+
+    items: PositiveInt = 20
+    """So many of a person's newest items are named by their titles, the newest first."""
+    template: str = "{profile}; liked: {history}"
+    """The whole text about a person: `{profile}` is what `data.users` says, `{history}` the titles."""
+    separator: str = ", "
+    """What stands between two titles."""
+
+    @model_validator(mode="after")
+    def _check_template(self) -> BehaviourConfig:
+        parts = list(string.Formatter().parse(self.template))
+        fields = {name for _, name, _, _ in parts if name is not None}
+        is_plain = not any(form or conversion for _, _, form, conversion in parts)
+        if not ({"history"} <= fields <= {"history", "profile"} and is_plain):
+            raise ValueError(
+                f"the template {self.template!r} must have {{history}} in it, and beside it only {{profile}}: correct "
+                "data.behaviour.template"
+            )
+        return self
+
+
 class RobotRules(Section):
     """Which users are no people, or are like nobody else; all their events are dropped, counted as `robot_user`."""
 
@@ -253,6 +277,9 @@ class DataConfig(Section):
     """Keep items of `data.items` that the log never mentions: they can be recommended by what their texts say."""
     users: Tables = ()
     """User descriptions (profiles), one table or a list: what people with such a profile like is learnt from them."""
+    behaviour: BehaviourConfig | None = None
+    """Learn what a profile says about a person from what people did too, told by the titles of their items; only the
+    train split is told. Costs the encoding of up to 20,000 such texts when training."""
     repeats: Repeats = "first"
     """What becomes of several events of one user with one item: the first stays, or the last, or one event at the time
     of the first whose value is their sum or their greatest; the others are counted as `repeated_pair`."""
@@ -286,12 +313,40 @@ class DataConfig(Section):
     time_shares: tuple[Share, Share] = (0.1, 0.1)
     """Shares of all events that `global_time` gives to validation and, the newest, to test."""
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains of items, sorted; with any, items have an attribute `domain`."""
+        return tuple(sorted({part.domain for part in (*self.interactions, *self.items) if part.domain}))
+
     @model_validator(mode="after")
     def _check_split_needs_three(self) -> DataConfig:
         if self.split == "leave_one_out" and self.min_user_interactions < 3:
             raise ValueError(
                 f"min_user_interactions is {self.min_user_interactions}, but a leave_one_out split needs 3 events "
                 "per user (train, validation, test): set data.min_user_interactions to 3 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_behaviour_has_titles(self) -> DataConfig:
+        if self.behaviour is not None and all(table.title is None for table in self.items):
+            raise ValueError(
+                "behaviour tells what people did by the titles of items, but no table of items has a title: set "
+                "data.items.title, or leave data.behaviour out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> DataConfig:
+        if any(table.domain for table in self.users):
+            raise ValueError(
+                "data.users has a domain, but people belong to all domains: name it in data.interactions and "
+                "data.items only"
+            )
+        if self.domains and any("domain" in table.attributes for table in self.items):
+            raise ValueError(
+                "data.items has an attribute of the name domain, which is what the domains are told apart by: give "
+                "the column another name in data.items.columns, or name no domain"
             )
         return self
 

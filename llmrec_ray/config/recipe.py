@@ -91,6 +91,7 @@ class Recipe(Section):
         for field, names, table in (("user_columns", context.user_columns, "users"),
                                     ("item_columns", context.item_columns, "items")):
             kept = [name for section in getattr(data, table) for name in section.attributes]
+            kept += ["domain"] if table == "items" and data.domains else []
             if missing := [name for name in names if name not in kept]:
                 raise ValueError(
                     f"model.context.{field} names {', '.join(missing)}, but data.{table} keeps "

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from llmrec_ray.artifact import Artifact, open_artifact
-from llmrec_ray.config.data import Split
+from llmrec_ray.config.data import BehaviourConfig, Split
+from llmrec_ray.data.behaviour import tell_behaviour
 from llmrec_ray.types import Columns, FloatArray, Histories, IntArray, SplitName
 from llmrec_ray.vocab import Vocabulary
 
@@ -103,6 +104,15 @@ class Dataset:
     def user_texts(self) -> list[str]:
         """The profile text per user row; "" where there is none."""
         return pl.read_parquet(self.artifact.path / "user_texts.parquet")[Columns.TEXT].to_list()
+
+    def behaviour_texts(self, through: SplitName) -> list[str]:
+        """The profile text per user row, with the titles of what they did up to and including a split where the
+        recipe has `data.behaviour`; "" where nothing is known. What learns from them reads the train split only."""
+        config = self.artifact.manifest.config["data"].get("behaviour")
+        if config is None:
+            return self.user_texts
+        titles = [title if title != id_ else None for title, id_ in zip(self.item_titles, self.items, strict=True)]
+        return tell_behaviour(self.histories(through), titles, self.user_texts, BehaviourConfig(**config))
 
     @cached_property
     def item_attributes(self) -> pl.DataFrame:

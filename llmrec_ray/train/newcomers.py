@@ -37,8 +37,9 @@ def newcomer_weights(
 
 
 def profile_map(dataset: Dataset, scorer: Scorer, encoder: TextEncoder) -> ProfileMap | None:
-    """From the texts of people of the train split; None when there are hardly any. At most MAX_PROFILES are read."""
-    texts, train = dataset.user_texts, dataset.histories("train")
+    """From the texts of people of the train split, with what they did there if `data.behaviour` asks for it; None when
+    there are hardly any. At most MAX_PROFILES are read."""
+    texts, train = dataset.behaviour_texts("train"), dataset.histories("train")
     described = np.array([row for row, text in enumerate(texts) if text and len(train[row])], np.int64)
     if len(described) < MIN_PROFILES:
         return None

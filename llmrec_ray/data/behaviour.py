@@ -1,0 +1,44 @@
+"""Histories and titles -> what people did, told in words beside what they say about themselves.
+
+Shapes: U users. It does not know which split it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from llmrec_ray.config import BehaviourConfig
+from llmrec_ray.text import TextTemplate
+from llmrec_ray.types import Histories
+
+__all__ = ["tell_behaviour"]
+
+
+def tell_behaviour(
+    histories: Histories, titles: Sequence[str | None], profiles: Sequence[str], config: BehaviourConfig
+) -> list[str]:
+    """A text per history, [U]; "" for people who did nothing and say nothing.
+
+    titles: one per item row, None for items that have none; these are not told. profiles: [U].
+    """
+    told = pl.DataFrame({
+        "profile": pl.Series(profiles, dtype=pl.String), "history": _titles_told(histories, titles, config)
+    })
+    return TextTemplate(config.template).fill_frame(told).to_list()
+
+
+def _titles_told(histories: Histories, titles: Sequence[str | None], config: BehaviourConfig) -> pl.Series:
+    """The titles of everybody's newest items as one text, the newest first; null where there are none."""
+    person = np.repeat(np.arange(len(histories)), histories.lengths)
+    items_left = histories.indptr[person + 1] - np.arange(len(person))
+    newest = items_left <= config.items
+    told = pl.DataFrame({
+        "person": person[newest],
+        "title": pl.Series(titles, dtype=pl.String).gather(histories.item_rows[newest]),
+    })
+    lists = told.reverse().drop_nulls().group_by("person").agg(pl.col("title").str.join(config.separator))
+    everybody = pl.DataFrame({"person": np.arange(len(histories))})
+    return everybody.join(lists, on="person", how="left", maintain_order="left")["title"]
