@@ -27,7 +27,7 @@ def parse(folder: Path, frame: pl.DataFrame, file_format: str = "parquet", **log
     else:
         frame.write_csv(path)
     data = DataConfig.model_validate({"interactions": {"paths": [str(path)], "format": file_format, **log}})
-    return parse_file(SourceFile("interactions", data.interactions[0], 0, str(path), "log"))
+    return parse_file(SourceFile("interactions", data.interactions[0], 0, str(path), "log", path.stat().st_size))
 
 
 def log_of(**columns: list) -> pl.DataFrame:

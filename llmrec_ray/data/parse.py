@@ -1,29 +1,30 @@
-"""One file -> typed, validated rows and a quarantine with reason codes.
+"""A piece of a file -> typed, validated rows, a quarantine with reason codes, and counts of what was left out by rule.
 
-This is the work done inside a block: it needs one file and the recipe's data section, nothing else.
+This is the work done inside a task: it needs one piece, nothing else, and never holds more than a block of it.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from llmrec_ray.config import LogConfig, TableConfig
-from llmrec_ray.data.records import RECORD, Records, read_records
+from llmrec_ray.data.pieces import Piece, cut_pieces, digest
+from llmrec_ray.data.records import RECORD, Records, read_piece
 from llmrec_ray.data.sources import SourceFile
+from llmrec_ray.data.table_columns import file_columns, named_columns
+from llmrec_ray.data.times import TIME_LIMIT_US, microseconds
 from llmrec_ray.errors import DataError
-from llmrec_ray.text import TextTemplate
 from llmrec_ray.types import Columns
 
-__all__ = ["FILE_NUMBER", "ParsedFile", "natural_types", "parse_file"]
+__all__ = ["FILE_NUMBER", "QUARANTINE_SCHEMA", "ParsedBlock", "ParsedFile", "parse_file", "parse_piece", "sample_users"]
 
 FILE_NUMBER = "__file__"
 REASON = "__reason__"
-MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-TIME_LIMIT_US = 7_258_118_400_000_000  # 2200-01-01: beyond it the unit is wrong
+FILTER = "__filter__"
+FILTERS = ("other_event", "below_min_value")
 QUARANTINE_SCHEMA = {
     "table": pl.String, Columns.FILE: pl.String, Columns.POSITION: pl.Int64, Columns.REASON: pl.String,
     Columns.RAW: pl.String,
@@ -31,13 +32,180 @@ QUARANTINE_SCHEMA = {
 
 
 @dataclass(frozen=True)
-class ParsedFile:
-    """One file after validation: rows read = good rows + quarantined rows.
+class ParsedBlock:
+    """Some consecutive records after validation: rows == len(good) + len(quarantine) + sum of dropped.
 
-    good: FILE_NUMBER, RECORD, then for the log user_id, item_id, timestamp datetime[us, UTC], value float32;
-    for a table its id as text and every column that text, title and attributes need. quarantine: table, file,
-    position (the record's number), reason, raw.
+    good, in the order of records: for a log user_id, item_id, timestamp datetime[us, UTC], value float32 and, as text,
+    event, event_id, session and context columns as far as the section names them; for a table its id as text and
+    every column that text, title and attributes need, of the file's own types. quarantine: table, file, position (the
+    record's number, 1 for the block's first), reason, raw. dropped: other_event (a kind that does not count),
+    below_min_value.
     """
+
+    rows: int
+    good: pl.DataFrame
+    quarantine: pl.DataFrame
+    dropped: dict[str, int]
+
+
+def parse_piece(piece: Piece) -> Iterator[ParsedBlock]:
+    """Read and validate one piece, block by block. Raises MissingInputError and DataError naming the file."""
+    source = piece.source
+    for records in read_piece(piece, _columns(source.config)):
+        _refuse_nested(records.frame.schema, source.name)
+        yield _parsed(source, records)
+
+
+def sample_users(piece: Piece, n: int = 4096) -> pl.Series:
+    """User ids of up to `n` records where the piece begins, as text; bad records are passed over.
+
+    Raises MissingInputError and DataError when the file cannot be read at all.
+    """
+    column = _log(piece.source).columns.user_id
+    records = next(read_piece(piece, [column], limit=n), None)
+    if records is None:
+        return pl.Series(Columns.USER_ID, [], dtype=pl.String)
+    return records.frame.select(_id(column, records.frame.schema).alias(Columns.USER_ID)).to_series().drop_nulls()
+
+
+def _log(source: SourceFile) -> LogConfig:
+    assert isinstance(source.config, LogConfig), f"{source.name} is a table. This is a bug."
+    return source.config
+
+
+def _columns(config: LogConfig | TableConfig) -> list[str]:
+    if isinstance(config, TableConfig):
+        return file_columns(config)
+    names = config.columns
+    optional = (names.value, names.event, names.event_id, names.session, *names.context)
+    return list(dict.fromkeys([names.user_id, names.item_id, names.timestamp, *filter(None, optional)]))
+
+
+def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:
+    for column, dtype in schema.items():
+        if dtype.is_nested() or dtype == pl.Object:
+            raise DataError(f"The column {column!r} of {name} holds {dtype}, not one value a row: flatten it first.")
+
+
+def _parsed(source: SourceFile, records: Records) -> ParsedBlock:
+    frame, config = records.frame, source.config
+    checked = (
+        _check_log(frame, config, source.name) if isinstance(config, LogConfig)
+        else _check_table(frame, config, with_domain=source.table == "items")
+    )
+    is_good = checked.select(pl.all_horizontal(pl.col(REASON, FILTER).is_null())).to_series()
+    good = checked if is_good.all() else checked.filter(is_good)
+    bad = checked.filter(pl.col(FILTER).is_null() & pl.col(REASON).is_not_null())
+    dropped = checked[FILTER].drop_nulls().value_counts()
+    return ParsedBlock(
+        rows=len(frame) + len(records.unreadable),
+        good=good.drop(RECORD, REASON, FILTER),
+        quarantine=_quarantine(source, records, bad),
+        dropped=dict(sorted(dropped.iter_rows(), key=lambda row: FILTERS.index(row[0]))),
+    )
+
+
+def _check_log(frame: pl.DataFrame, log: LogConfig, name: str) -> pl.DataFrame:
+    names, schema = log.columns, frame.schema
+    item = _id(names.item_id, schema)
+    texts = {Columns.EVENT: names.event, Columns.EVENT_ID: names.event_id, Columns.SESSION: names.session}
+    typed = frame.select(
+        RECORD,
+        _id(names.user_id, schema).alias(Columns.USER_ID),
+        (item if log.domain is None else f"{log.domain}:" + item).alias(Columns.ITEM_ID),
+        _moments(frame[names.timestamp], log, name).alias(Columns.TIMESTAMP),
+        _value(log, schema).alias(Columns.VALUE),
+        *(_id(column, schema).alias(to) for to, column in texts.items() if column),
+        *(_id(column, schema).alias(column) for column in dict.fromkeys(names.context)),
+    )
+    moment, value = pl.col(Columns.TIMESTAMP), pl.col(Columns.VALUE)
+    reason = _first({
+        "missing_user_id": pl.col(Columns.USER_ID).is_null(),
+        "missing_item_id": pl.col(Columns.ITEM_ID).is_null(),
+        "bad_timestamp": moment.is_null(),
+        "timestamp_out_of_range": (moment < 0) | (moment >= TIME_LIMIT_US),
+        **({"missing_event": pl.col(Columns.EVENT).is_null()} if log.event_weights else {}),
+        "bad_value": ~value.is_finite().fill_null(False),
+    })
+    outside = _first({
+        **({"other_event": ~pl.col(Columns.EVENT).is_in(list(log.event_weights))} if log.event_weights else {}),
+        **({"below_min_value": reason.is_null() & (value < log.min_value)} if log.min_value is not None else {}),
+    })
+    return typed.with_columns(
+        reason.alias(REASON), outside.alias(FILTER), moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
+    )
+
+
+def _check_table(frame: pl.DataFrame, table: TableConfig, *, with_domain: bool) -> pl.DataFrame:
+    named = named_columns(frame, table)
+    found = _id(table.id, named.schema)
+    prefixed = f"{table.domain}:" + found if with_domain and table.domain is not None else found
+    reason = pl.when(pl.col(table.id).is_null()).then(pl.lit("missing_id")).alias(REASON)
+    return named.with_columns(prefixed.alias(table.id)).with_columns(reason, pl.lit(None, pl.String).alias(FILTER))
+
+
+def _first(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
+    """The name of the first condition that is true, null where none is."""
+    named = [pl.when(condition).then(pl.lit(name)) for name, condition in conditions.items()]
+    return pl.coalesce(named) if named else pl.lit(None, pl.String)
+
+
+def _id(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """Ids are text without white space around. Whole floats (integers that met a gap in pandas) lose their ".0"."""
+    dtype = schema[column]
+    text = pl.col(column).cast(pl.String, strict=False)
+    if dtype.is_integer():
+        return text
+    if dtype.is_float():
+        text = text.str.replace(r"^(-?\d+)\.0$", "${1}").replace("NaN", None)
+    text = text.str.strip_chars()
+    return pl.when(text != "").then(text).alias(column)
+
+
+def _moments(column: pl.Series, log: LogConfig, name: str) -> pl.Series:
+    try:
+        return microseconds(column, log.timestamp_unit, log.timestamp_format, log.timezone)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"The timestamps of {name} cannot be read as {log.timestamp_format!r} ({reason}): correct timestamp_format."
+        ) from None
+
+
+def _value(log: LogConfig, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """The value, or 1.0 without one, times what an event of this kind is worth."""
+    value = pl.lit(1.0)
+    if (column := log.columns.value) is not None:
+        value = _number(column, schema)
+        if log.missing_value is not None:
+            value = pl.when(_id(column, schema).is_null()).then(pl.lit(log.missing_value)).otherwise(value)
+    if log.event_weights:
+        kinds, weights = list(log.event_weights), list(log.event_weights.values())
+        kind = _id(log.columns.event or "", schema)
+        value = value * kind.replace_strict(kinds, weights, default=None, return_dtype=pl.Float64)
+    return value.cast(pl.Float32)
+
+
+def _number(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    if schema[column].is_numeric():
+        return pl.col(column).cast(pl.Float64)
+    return pl.col(column).cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
+
+
+def _quarantine(source: SourceFile, records: Records, bad: pl.DataFrame) -> pl.DataFrame:
+    numbers = bad[RECORD]
+    rows = pl.DataFrame({
+        Columns.POSITION: numbers, Columns.REASON: bad[REASON], Columns.RAW: records.raw(numbers),
+    }, schema={Columns.POSITION: pl.Int64, Columns.REASON: pl.String, Columns.RAW: pl.String})
+    unreadable = records.unreadable.rename({RECORD: Columns.POSITION})
+    where = (pl.lit(source.table, pl.String).alias("table"), pl.lit(source.name, pl.String).alias(Columns.FILE))
+    both = pl.concat([rows, unreadable.select(rows.columns)]).sort(Columns.POSITION)
+    return both.select(*where, pl.all())
+
+
+@dataclass(frozen=True)
+class ParsedFile:
+    """One whole file after validation, its events numbered; until `ingest` works piece by piece."""
 
     source: SourceFile
     sha256: str
@@ -52,147 +220,16 @@ class ParsedFile:
 
 def parse_file(source: SourceFile) -> ParsedFile:
     """Read and validate one file. Raises MissingInputError and DataError naming the file."""
-    payload = source.read()
-    config = source.config
-    records = read_records(payload, config.format, _columns(config), source.name)
-    _refuse_nested(records.frame.schema, source.name)
-    checked = (
-        _check_log(records.frame, config)
-        if isinstance(config, LogConfig)
-        else _check_table(records.frame, config)
+    if isinstance(source.config, LogConfig):  # the caller drops and counts these itself
+        source = replace(source, config=source.config.model_copy(update={"min_value": None}))
+    good, quarantine, rows = [], [], 0
+    pieces = cut_pieces([source])
+    for piece in pieces:
+        for block in parse_piece(piece):
+            good.append(block.good)
+            quarantine.append(block.quarantine.with_columns(pl.col(Columns.POSITION) + rows))
+            rows += block.rows
+    numbered = pl.concat(good).with_row_index(RECORD).select(
+        pl.lit(source.number, dtype=pl.Int64).alias(FILE_NUMBER), pl.col(RECORD).cast(pl.Int64), pl.exclude(RECORD)
     )
-    good = checked.filter(pl.col(REASON).is_null()).drop(REASON)
-    return ParsedFile(
-        source=source,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        good=good.select(pl.lit(source.number, dtype=pl.Int64).alias(FILE_NUMBER), pl.all()),
-        quarantine=_quarantine(source, records, checked.filter(pl.col(REASON).is_not_null())),
-    )
-
-
-def natural_types(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    """Every column as a number, a truth value or text, so that files that differ can stand under each other.
-
-    Columns of nothing but whole numbers become int64, be they text ("1995", not "05201") or floats beside a
-    gap.
-    """
-    return frame.with_columns(_natural_type(frame[name]) for name in frame.columns if name != id_column)
-
-
-def _natural_type(column: pl.Series) -> pl.Series:
-    if column.dtype.is_integer() or column.dtype == pl.Boolean:
-        return column
-    is_float = column.dtype.is_float()
-    column = column.fill_nan(None) if is_float else column.cast(pl.String, strict=False)
-    numbers = column.cast(pl.Int64, strict=False)
-    back = numbers.cast(column.dtype)
-    return numbers if back.eq_missing(column).all() and numbers.null_count() < len(numbers) else column
-
-
-def _columns(config: LogConfig | TableConfig) -> list[str]:
-    if isinstance(config, LogConfig):
-        names = config.columns
-        return [names.user_id, names.item_id, names.timestamp, *([names.value] if names.value else [])]
-    title = [config.title] if config.title else []
-    return [config.id, *title, *TextTemplate(config.template).fields, *config.attributes]
-
-
-def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:
-    for column, dtype in schema.items():
-        if dtype.is_nested() or dtype == pl.Object:
-            raise DataError(
-                f"The column {column!r} of {name} holds {dtype}, not one value a row: flatten it first."
-            )
-
-
-def _check_log(frame: pl.DataFrame, log: LogConfig) -> pl.DataFrame:
-    names = log.columns
-    typed = frame.select(
-        RECORD,
-        _id(names.user_id, frame.schema).alias(Columns.USER_ID),
-        _id(names.item_id, frame.schema).alias(Columns.ITEM_ID),
-        _time_us(names.timestamp, frame.schema, log.timestamp_unit).alias(Columns.TIMESTAMP),
-        _value(names.value).alias(Columns.VALUE),
-    )
-    moment = pl.col(Columns.TIMESTAMP)
-    reason = _first_reason({
-        "missing_user_id": pl.col(Columns.USER_ID).is_null(),
-        "missing_item_id": pl.col(Columns.ITEM_ID).is_null(),
-        "bad_timestamp": moment.is_null(),
-        "timestamp_out_of_range": (moment < 0) | (moment >= TIME_LIMIT_US),
-        "bad_value": ~pl.col(Columns.VALUE).is_finite().fill_null(False),
-    })
-    return typed.with_columns(reason, moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"))
-
-
-def _check_table(frame: pl.DataFrame, table: TableConfig) -> pl.DataFrame:
-    identified = frame.with_columns(_id(table.id, frame.schema))
-    reason = _first_reason({"missing_id": pl.col(table.id).is_null()})
-    return natural_types(identified, table.id).with_columns(reason)
-
-
-def _first_reason(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
-    return pl.coalesce(
-        pl.when(condition).then(pl.lit(reason)) for reason, condition in conditions.items()
-    ).alias(REASON)
-
-
-def _id(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
-    """Ids are text without white space around. Whole floats (integers that met a gap in pandas) lose their
-    ".0".
-    """
-    text = pl.col(column).cast(pl.String, strict=False).str.strip_chars()
-    if schema[column].is_float():
-        text = text.str.replace(r"^(-?\d+)\.0$", "${1}").replace("NaN", None)
-    return pl.when(text != "").then(text).alias(column)
-
-
-def _value(column: str | None) -> pl.Expr:
-    return pl.lit(1.0, dtype=pl.Float32) if column is None else _number(column).cast(pl.Float32)
-
-
-def _number(column: str) -> pl.Expr:
-    return pl.col(column).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
-
-
-def _time_us(column: str, schema: Mapping[str, pl.DataType], unit: str) -> pl.Expr:
-    """Microseconds since 1970 UTC, int64; null where there is no time. A typed time carries its own unit."""
-    dtype = schema[column]
-    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
-        return pl.col(column).cast(pl.Datetime("us")).dt.epoch("us")
-    if unit == "iso8601":
-        return _iso8601(pl.col(column).cast(pl.String)).dt.epoch("us")
-    whole = pl.col(column).cast(pl.String).str.strip_chars().cast(pl.Int64, strict=False)
-    rounded = (_number(column) * MICROSECONDS[unit]).round()
-    inside = rounded.is_between(-TIME_LIMIT_US, TIME_LIMIT_US)
-    return pl.coalesce(
-        pl.when(whole.is_between(0, TIME_LIMIT_US // MICROSECONDS[unit])).then(whole * MICROSECONDS[unit]),
-        pl.when(inside).then(rounded).cast(pl.Int64, strict=False),
-        pl.when(rounded.is_not_nan()).then(pl.lit(TIME_LIMIT_US)),
-    )
-
-
-def _iso8601(text: pl.Expr) -> pl.Expr:
-    """Date, or date and time with or without offset; without one it is UTC."""
-    plain = (
-        text.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ t]", "${1}T").str.replace(r"[zZ]$", "+00:00")
-    )
-    with_offset = [
-        plain.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False).dt.replace_time_zone(None)
-        for form in ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z")
-    ]
-    without = [
-        plain.str.to_datetime(form, time_unit="us", strict=False)
-        for form in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
-    ]
-    date = plain.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
-    return pl.coalesce(*with_offset, *without, date)
-
-
-def _quarantine(source: SourceFile, records: Records, bad: pl.DataFrame) -> pl.DataFrame:
-    numbers = bad[RECORD].to_list()
-    rows = list(zip(numbers, bad[REASON].to_list(), records.raw(numbers), strict=True))
-    rows += [(number, "malformed", text) for number, text in records.unreadable.items()]
-    return pl.DataFrame(
-        [(source.table, source.name, *row) for row in sorted(rows)], schema=QUARANTINE_SCHEMA, orient="row"
-    )
+    return ParsedFile(source, "".join(digest(piece) for piece in pieces), numbered, pl.concat(quarantine))

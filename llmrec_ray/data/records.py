@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import polars as pl
 
 from llmrec_ray.config import FileFormat
+from llmrec_ray.data.pieces import Piece, open_parquet
 from llmrec_ray.errors import DataError, MissingInputError
 
-__all__ = ["RECORD", "Records", "read_records"]
+__all__ = ["RECORD", "Records", "read_piece"]
 
 RECORD = "__record__"
 SEPARATORS = {"csv": ",", "tsv": "\t"}
@@ -29,6 +30,61 @@ MAX_RECORD_LINES = 100
 
 @dataclass(frozen=True)
 class Records:
+    """Some consecutive records, numbered from 1.
+
+    frame: RECORD (int64) and the wanted columns; unreadable: RECORD, reason and raw text of those that nobody can read.
+    """
+
+    frame: pl.DataFrame
+    unreadable: pl.DataFrame
+    show: Callable[[Sequence[int]], list[str]]
+
+    def raw(self, numbers: pl.Series) -> list[str]:
+        """The records of `frame` with these numbers as the file has them; rows of Parquet as JSON."""
+        return self.show(numbers.to_list()) if len(numbers) else []
+
+
+def read_piece(piece: Piece, columns: Sequence[str], limit: int | None = None) -> Iterator[Records]:
+    """The wanted columns of a piece, block by block; text formats give String columns, Parquet the types it has.
+
+    limit: so many records of the piece's beginning are enough. Raises MissingInputError naming file and column when a
+    column is not there, DataError when the file is not of this format at all.
+    """
+    source = piece.source
+    in_path = {name: value for name, value in source.partitions.items() if name in columns}
+    wanted = [column for column in dict.fromkeys(columns) if column not in in_path]
+    with source.open_stream() as stream:
+        stream.read(piece.start) if not source.is_compressed else b""
+        payload = stream.read() if source.is_compressed else stream.read(piece.stop - piece.start)
+    if source.config.format == "parquet":
+        with source.open_stream() as stream:
+            payload = stream.read()
+    whole = _read_records(payload, source.config.format, wanted, source.name)
+    groups = (0, None) if source.config.format != "parquet" else _group_rows(piece)
+    numbers = sorted([*whole.frame[RECORD], *whole.unreadable])
+    dense = {number: place for place, number in enumerate(numbers, 1)}
+    back = {place: number for number, place in dense.items()}
+    frame = whole.frame.with_columns(pl.col(RECORD).replace_strict(dense, return_dtype=pl.Int64))
+    unreadable = pl.DataFrame(
+        [(dense[n], "malformed", t) for n, t in sorted(whole.unreadable.items())],
+        schema={RECORD: pl.Int64, "reason": pl.String, "raw": pl.String}, orient="row",
+    )
+    frame = frame.slice(*groups).with_columns(pl.lit(value, pl.String).alias(name) for name, value in in_path.items())
+    first = groups[0]
+    yield Records(
+        frame.with_columns(pl.col(RECORD) - first), unreadable,
+        lambda wanted_numbers: whole.raw([back[number + first] for number in wanted_numbers]),
+    )
+
+
+def _group_rows(piece: Piece) -> tuple[int, int]:
+    metadata = open_parquet(piece.source).metadata
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return sum(rows[: piece.start]), sum(rows[piece.start : piece.stop])
+
+
+@dataclass(frozen=True)
+class _WholeFile:
     """frame: RECORD (int64) and the wanted columns; unreadable: record number -> the text that stands there.
 
     source shows any record of `frame` as it was.
@@ -43,7 +99,7 @@ class Records:
         return self.source.show(numbers) if numbers else []
 
 
-def read_records(payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str) -> Records:
+def _read_records(payload: bytes, file_format: FileFormat, columns: Sequence[str], name: str) -> _WholeFile:
     """Read the wanted columns of one file; text formats give String columns, Parquet the types it has.
 
     Raises MissingInputError naming file and column when a column is not there, DataError when the file is not
@@ -86,7 +142,7 @@ class _Texts:
         return [self.texts[number] for number in numbers]
 
 
-def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
+def _read_parquet(payload: bytes, wanted: list[str], name: str) -> _WholeFile:
     try:
         known = list(pl.read_parquet_schema(io.BytesIO(payload)))
         _require(wanted, known, name)
@@ -95,10 +151,10 @@ def _read_parquet(payload: bytes, wanted: list[str], name: str) -> Records:
         reason = str(error).strip().splitlines()[0]
         message = f"{name} is not a Parquet file ({reason}): correct `format`, or restore the file."
         raise DataError(message) from None
-    return Records(_numbered(frame), {}, _Frame(frame))
+    return _WholeFile(_numbered(frame), {}, _Frame(frame))
 
 
-def _read_json(payload: bytes, wanted: list[str], name: str) -> Records:
+def _read_json(payload: bytes, wanted: list[str], name: str) -> _WholeFile:
     unreadable: dict[int, str] = {}
     try:
         schema = dict.fromkeys(wanted, pl.String)
@@ -117,7 +173,7 @@ def _read_json(payload: bytes, wanted: list[str], name: str) -> Records:
             raise MissingInputError(
                 f"No record of {name} has a field {column!r}: correct the recipe's columns."
             )
-    return Records(frame, unreadable, _JsonLines(payload))
+    return _WholeFile(frame, unreadable, _JsonLines(payload))
 
 
 def _json_lines(payload: bytes) -> Iterator[tuple[int, bytes]]:
@@ -136,7 +192,7 @@ def _json_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str) -> Records:
+def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str) -> _WholeFile:
     header, _ = next(_delimited_records(payload, separator), (None, ""))
     if not header:
         raise DataError(f"{name} has no readable header: its first line must name the columns.")
@@ -147,10 +203,10 @@ def _read_delimited(payload: bytes, separator: str, wanted: list[str], name: str
         return _read_delimited_slowly(payload, separator, header, wanted)
     filled = frame.select(pl.any_horizontal(pl.all() != "").fill_null(False)).to_series()
     values = (pl.when(pl.col(column) != "").then(column).alias(column) for column in wanted)
-    return Records(_numbered(frame).filter(filled).select(RECORD, *values), {}, _Frame(frame, separator))
+    return _WholeFile(_numbered(frame).filter(filled).select(RECORD, *values), {}, _Frame(frame, separator))
 
 
-def _read_delimited_slowly(payload: bytes, separator: str, header: list[str], wanted: list[str]) -> Records:
+def _read_delimited_slowly(payload: bytes, separator: str, header: list[str], wanted: list[str]) -> _WholeFile:
     chosen = [header.index(column) for column in wanted]
     rows, texts, unreadable = [], {}, {}
     for number, (fields, text) in islice(enumerate(_delimited_records(payload, separator)), 1, None):
@@ -160,7 +216,7 @@ def _read_delimited_slowly(payload: bytes, separator: str, header: list[str], wa
             padded = [field or None for field in fields] + [None] * (len(header) - len(fields))
             rows.append([number, *(padded[i] for i in chosen)])
             texts[number] = text
-    return Records(_from_rows(rows, wanted), unreadable, _Texts(texts))
+    return _WholeFile(_from_rows(rows, wanted), unreadable, _Texts(texts))
 
 
 def _delimited_records(payload: bytes, separator: str) -> Iterator[tuple[list[str] | None, str]]:
