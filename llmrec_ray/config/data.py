@@ -87,6 +87,9 @@ class FileSection(Section):
     """What stands between the fields of CSV and TSV, such as ";" or "::"; by default a comma or a tab."""
     header: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV files whose first line is a row already."""
+    quotes: bool = True
+    """Whether fields of CSV and TSV may stand in double quotes; false where a quote is a letter like any other, as
+    always with a separator of several characters."""
     encoding: Literal["utf-8", "latin-1", "cp1252", "utf-16"] = "utf-8"
     """How the text of CSV, TSV and JSON lines is encoded."""
     domain: Domain | None = None
@@ -100,6 +103,8 @@ class FileSection(Section):
                 raise ValueError(
                     f"{name} is given, but format is {self.format}: leave {name} out, or set format to csv"
                 )
+        if not self.quotes and self.format not in TEXT_FORMATS:
+            raise ValueError(f"quotes is false, but format is {self.format}: leave quotes out, or set format to csv")
         return self
 
 
