@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -56,6 +57,7 @@ __all__ = [
 ArtifactKind: TypeAlias = Literal["log", "dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+IN_USE = ".in-use"
 PLURALS = {"index": "indexes", "vectors": "vectors"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_IN_WORDS = tuple(os.strerror(number) for number in FULL)
@@ -337,12 +339,38 @@ def _is_local(filesystem: pafs.FileSystem) -> bool:
 def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterator[Path]:
     parent = Path(base) if _is_local(filesystem) else Path(tempfile.gettempdir())
     folder = parent / f".staging-{kind}-{uuid.uuid4().hex}"
-    try:
-        with saving(f"The {kind}", parent):
-            folder.mkdir(parents=True)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with saving(f"The {kind}", parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        with _marked_as_in_use(folder):
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _marked_as_in_use(folder: Path) -> Iterator[None]:
+    """Hold a locked file beside a staging folder, which the system unlocks when this process is killed."""
+    mark = folder.with_name(f"{folder.name}{IN_USE}")
+    with mark.open("w") as handle:
+        with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove staging folders of processes that were killed."""
+    for mark in parent.glob(f".staging-*{IN_USE}"):
+        with contextlib.suppress(OSError), mark.open("r+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in parent.glob(f"{mark.name.removesuffix(IN_USE)}*"):
+                shutil.rmtree(folder, ignore_errors=True)
+            mark.unlink()
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:

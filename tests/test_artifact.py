@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,37 @@ def test_making_the_same_again_keeps_the_artifact_that_is_there(tmp_path):
     assert make(tmp_path).uri == first.uri
     assert (first.path / "manifest.json").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == [first.path.name]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from llmrec_ray.artifact import create_artifact
+
+def write(folder):
+    (folder / "half.txt").write_text("a")
+    os.kill(os.getpid(), 9)
+
+create_artifact(sys.argv[1], "dataset", write, config={})
+"""
+
+
+def test_what_a_killed_process_staged_is_gone_when_the_next_artifact_is_made(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.rglob("half.txt")] == ["half.txt"]
+    made = make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [made.path.name]
+
+
+def test_what_a_living_process_stages_is_left_alone(tmp_path):
+    def write(folder):
+        write_two(folder)
+        make(tmp_path)
+
+    outer = make(tmp_path, write, config={"x": 2})
+    assert open_artifact(outer.uri, "dataset").manifest.files.keys() == {"a.txt", "part/b.txt"}
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("victim", ["a.txt", "manifest.json"])
