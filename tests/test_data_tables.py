@@ -14,7 +14,6 @@ from llmrec_ray.data.tables import Descriptions, describe
 from llmrec_ray.errors import DataError
 from llmrec_ray.text import TextTemplate, clean_text
 from llmrec_ray.types import Columns
-from llmrec_ray.vocab import Vocabulary
 
 
 def table(**settings_: object) -> TableConfig:
@@ -26,7 +25,7 @@ FILMS = table(title="name", attributes=["year", "genre"])
 
 def described(ids: list[str], *tables: tuple[TableConfig, dict[str, list[object]]], **options: object) -> Descriptions:
     frames = [(config, pl.DataFrame(columns)) for config, columns in tables]
-    return describe(Vocabulary(ids), Columns.ITEM_ROW, frames, **options)
+    return describe(pl.Series(ids, dtype=pl.String), Columns.ITEM_ROW, frames, **options)
 
 
 def test_without_tables_a_title_is_the_id_and_nothing_else_is_known():
@@ -101,7 +100,7 @@ def test_a_table_about_other_things_is_named_by_its_place():
 
 def test_a_table_whose_rows_are_all_quarantined_describes_nothing():
     empty = pl.DataFrame(schema={"sku": pl.String, "name": pl.String, "year": pl.String, "genre": pl.String})
-    made = describe(Vocabulary(["a"]), Columns.USER_ROW, [(FILMS, empty)])
+    made = describe(pl.Series(["a"]), Columns.USER_ROW, [(FILMS, empty)])
     assert made.texts.row(0) == (0, "a", "")
     assert made.attributes.columns == ["user_row", "year", "genre"]
 
@@ -117,7 +116,7 @@ ROWS = st.lists(st.fixed_dictionaries({
 def test_a_text_is_what_the_template_gives_of_the_last_row_of_an_id(rows):
     frame = pl.DataFrame([*rows, {"sku": "a"}], schema={"sku": pl.String, "name": pl.String, "year": pl.Int64,
                                                        "genre": pl.String})
-    made = describe(Vocabulary("abcxyz"), Columns.ITEM_ROW, [(FILMS, frame)])
+    made = describe(pl.Series([*"abcxyz"]), Columns.ITEM_ROW, [(FILMS, frame)])
     last = {row["sku"]: row for row in frame.iter_rows(named=True)}
     for id_, title, text in zip("abcxyz", made.texts[Columns.TITLE], made.texts[Columns.TEXT], strict=True):
         row = last.get(id_, {})
@@ -131,8 +130,7 @@ def test_a_hundred_thousand_items_are_described_in_seconds():
         "sku": [f"i{i}" for i in range(n)], "name": [f"Caf\u00e9 &amp; thing {i}" for i in range(n)],
         "year": [1900 + i % 99 if i % 3 else None for i in range(n)], "genre": [f"g{i % 7}" for i in range(n)],
     })
-    vocabulary = Vocabulary(frame["sku"])
     start = perf_counter()
-    made = describe(vocabulary, Columns.ITEM_ROW, [(FILMS, frame)])
+    made = describe(frame["sku"], Columns.ITEM_ROW, [(FILMS, frame)])
     assert perf_counter() - start < 10
     assert made.texts[Columns.TEXT][4] == "Caf\u00e9 & thing 4 (1904)"

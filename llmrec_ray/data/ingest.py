@@ -1,14 +1,19 @@
-"""Raw files and a recipe -> one Dataset.
+"""Raw files and a recipe -> one Dataset, by way of a Log.
 
-Files are parsed apart, on Ray Data or here. What needs all rows (repeats, k-core, rows for ids, the split) is
-one Polars program over the parsed rows in the order of the files, so neither blocks nor workers can change
-the result.
+    files --parse--> Log     pieces of files apart; a Log is kept, and a later ingest may put another beside it
+    Logs --assemble--> ids, parts of interactions, tables of counts
+    files of items and users --describe--> titles, texts, attributes
+
+Every step is a plain function of files and small arguments, spread by Ray Data or called here, and no step holds all
+rows. The number of tasks, blocks and workers cannot change the result.
 
 Row law, kept in `manifest.metrics`: rows read = kept + quarantined + dropped by each named filter.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +21,30 @@ from typing import Any
 
 import polars as pl
 
-from llmrec_ray.artifact import Artifact, Workspace, create_artifact
-from llmrec_ray.config import DataConfig, Recipe
-from llmrec_ray.data.filters import ORDER, Filtered, filter_events
-from llmrec_ray.data.parse import ParsedFile
-from llmrec_ray.data.sources import TableName, find_sources
-from llmrec_ray.data.splits import assign_splits
-from llmrec_ray.data.spread import parse_files
-from llmrec_ray.data.tables import Descriptions, describe
-from llmrec_ray.errors import BadRowsError, EmptyResultError
+from llmrec_ray.artifact import Artifact, Workspace, cache_folder, create_artifact
+from llmrec_ray.config import DataConfig, Recipe, TableConfig
+from llmrec_ray.data.assemble import Assembled, assemble
+from llmrec_ray.data.extend import Extension, plan_extension
+from llmrec_ray.data.log import Log, ParsedFiles, check_quarantine, in_words, parse_files, write_log, write_quarantine
+from llmrec_ray.data.pieces import cut_pieces
+from llmrec_ray.data.scratch import scratch_folder
+from llmrec_ray.data.sources import SourceFile, TableName, find_sources
+from llmrec_ray.data.spread import Spread
+from llmrec_ray.data.tables import describe
+from llmrec_ray.errors import EmptyResultError
+from llmrec_ray.forgotten import forgotten_in
 from llmrec_ray.types import Columns
-from llmrec_ray.vocab import Vocabulary
 
-__all__ = ["ingest"]
+__all__ = ["ingest", "needs_ray"]
 
-PART_ROWS = 4_000_000
-EXAMPLES = 3
+NO_IDS = pl.Series("id", dtype=pl.String)
+RAY_BYTES = 400_000_000  # below it Ray takes longer to start than this process needs for all
+
+
+def needs_ray(data: DataConfig, raw_folder: Path, workspace: Workspace) -> bool:
+    """Whether the files are so large that tasks of Ray pay. Raises MissingInputError when there are none."""
+    sources = find_sources(data, raw_folder, _events_folder(workspace))
+    return sum(source.size_bytes for source in sources) >= RAY_BYTES
 
 
 def ingest(
@@ -39,145 +52,159 @@ def ingest(
     raw_folder: Path,
     workspace: Workspace,
     *,
-    use_ray: bool = True,
+    use_ray: bool = False,
     num_blocks: int | None = None,
+    extend: bool = False,
 ) -> Artifact:
     """Make the recipe's Dataset and remember it as the workspace's latest.
 
-    `raw_folder` stands for {raw} in the recipe's paths. With `use_ray`, Ray Data spreads the files over
-    `num_blocks` blocks (one per file when None); the result is the same, byte for byte. Raises
-    MissingInputError, BadRowsError, EmptyResultError and DataError, and then writes nothing.
+    `raw_folder` stands for {raw} in the recipe's paths. With `use_ray`, Ray Data spreads the work over the Ray that is
+    connected, `num_blocks` blocks at each step (one per task when None); the result is the same, byte for byte. With
+    `extend`, only files that the latest Dataset was not made of are read, and its rows stay; it comes back itself when
+    there are none. Raises MissingInputError, BadRowsError, EmptyResultError and DataError, and then changes nothing.
     """
     data = recipe.data
-    parsed = parse_files(find_sources(data, raw_folder), use_ray=use_ray, num_blocks=num_blocks)
-    _check_quarantine(parsed, data)
-    tables = _assemble(parsed, data)
-    artifact = create_artifact(
-        workspace.root("dataset"), "dataset", tables.write,
-        config={"data": data.model_dump(mode="json")},
-        parents={file.source.name: file.sha256 for file in parsed},
-        metrics=tables.metrics,
-    )
+    spread = Spread.on_ray(data.max_memory_gb, num_blocks) if use_ray else Spread.here()
+    sources = find_sources(data, raw_folder, _events_folder(workspace))
+    log_files = [source for source in sources if source.table == "interactions"]
+    extension = plan_extension(log_files, data, workspace) if extend else Extension(log_files)
+    if extension.dataset is not None and not extension.sources:
+        return extension.dataset.artifact
+    with scratch_folder(_scratch_parent(data, workspace)) as scratch:
+        artifact = _Ingest(data, workspace, scratch, spread, extension).run(sources)
     workspace.set_latest("dataset", artifact.uri)
     return artifact
 
 
 @dataclass(frozen=True)
-class _Tables:
-    interactions: pl.DataFrame
-    users: Vocabulary
-    items: Vocabulary
-    user_descriptions: Descriptions
-    item_descriptions: Descriptions
-    quarantine: pl.DataFrame
-    metrics: dict[str, Any]
+class _Ingest:
+    data: DataConfig
+    workspace: Workspace
+    scratch: Path
+    spread: Spread
+    extension: Extension
 
-    def write(self, folder: Path) -> None:
-        for name in ("interactions", "vocabulary"):
-            (folder / name).mkdir()
-        for number, part in enumerate(self.interactions.iter_slices(PART_ROWS)):
-            part.write_parquet(folder / "interactions" / f"part-{number:05}.parquet")
-        self.users.save(folder / "vocabulary" / "users.parquet")
-        self.items.save(folder / "vocabulary" / "items.parquet")
-        self.user_descriptions.texts.write_parquet(folder / "user_texts.parquet")
-        self.user_descriptions.attributes.write_parquet(folder / "user_attributes.parquet")
-        self.item_descriptions.texts.write_parquet(folder / "item_texts.parquet")
-        self.item_descriptions.attributes.write_parquet(folder / "item_attributes.parquet")
-        self.quarantine.write_parquet(folder / "quarantine.parquet")
+    def run(self, sources: Sequence[SourceFile]) -> Artifact:
+        tables = [self._table(sources, "items"), self._table(sources, "users")]
+        log = write_log(
+            self.extension.sources, self.data, self.workspace, self.scratch, self.spread,
+            starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
+        )
+        logs, earlier = [*self.extension.logs, log], self.extension.dataset
+        assembled = assemble(
+            logs, self.data, self.scratch, self.spread,
+            earlier_users=NO_IDS if earlier is None else earlier.user_ids,
+            earlier_items=NO_IDS if earlier is None else earlier.item_ids,
+        )
+        law = _row_law(logs, assembled)
+        _check_anything_left(law)
+        return _Result(self.data, logs, *tables, assembled, law).create(self.workspace)
 
-
-def _check_quarantine(parsed: Sequence[ParsedFile], data: DataConfig) -> None:
-    for table in dict.fromkeys(file.source.table for file in parsed):
-        files = _files(parsed, table)
-        rows = sum(file.rows for file in files)
-        if not rows:
-            names = ", ".join(file.source.name for file in files)
-            raise EmptyResultError(
-                f"There are no rows in the files of data.{table} ({names}): give files with rows."
-            )
-        bad = pl.concat(file.quarantine for file in files)
-        if len(bad) > data.max_bad_ratio * rows:
-            raise BadRowsError(
-                f"{len(bad)} of {rows} rows of data.{table} cannot be used ({_in_words(_reasons(bad))}), "
-                f"more than data.max_bad_ratio {data.max_bad_ratio} allows. First: {_examples(bad)}. Correct "
-                "the recipe or the rows, or raise data.max_bad_ratio."
-            )
+    def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
+        pieces = cut_pieces([source for source in sources if source.table == table])
+        parsed = parse_files(pieces, self.scratch / table, self.spread)
+        if pieces:
+            check_quarantine(parsed, self.data)
+        return parsed
 
 
-def _files(parsed: Sequence[ParsedFile], table: TableName) -> list[ParsedFile]:
-    return [file for file in parsed if file.source.table == table]
+class _Result:
+    """Everything of a Dataset, ready to be written."""
+
+    def __init__(
+        self, data: DataConfig, logs: Sequence[Log], items: ParsedFiles, users: ParsedFiles, assembled: Assembled,
+        law: dict[str, Any],
+    ) -> None:
+        self.data, self.logs, self.tables, self.assembled, self.law = data, logs, (items, users), assembled, law
+        item_frames, user_frames = _frames(items), _frames(users)
+        new = _new_items(item_frames, assembled, data)
+        self.items = pl.concat([assembled.items, new])
+        self.item_texts = describe(self.items, Columns.ITEM_ROW, item_frames, data.domains)
+        self.user_texts = describe(assembled.users, Columns.USER_ROW, user_frames)
+        self.items_without_events = len(new) + self.item_texts.unused
+
+    def create(self, workspace: Workspace) -> Artifact:
+        digests = {name: digest for log in self.logs for name, digest in log.artifact.manifest.parents.items()}
+        for table in self.tables:
+            digests |= table.digests
+        logs = {f"log {number}": log.artifact.id for number, log in enumerate(self.logs, start=1)}
+        return create_artifact(
+            workspace.root("dataset"), "dataset", self._write,
+            config={"data": self.data.model_dump(mode="json")}, parents=logs | digests, metrics=self._metrics(),
+        )
+
+    def _metrics(self) -> dict[str, Any]:
+        return self.law | {
+            "users": len(self.assembled.users),
+            "items": len(self.items),
+            "users_without_text": self.user_texts.without_text,
+            "items_without_text": self.item_texts.without_text,
+            "users_without_events": self.user_texts.unused,
+            "items_without_events": self.items_without_events,
+            "table_rows_quarantined": sum(table.quarantined for table in self.tables),
+        }
+
+    def _write(self, folder: Path) -> None:
+        for made in sorted(self.assembled.folder.iterdir()):
+            shutil.move(made, folder / made.name)
+        (folder / "vocabulary").mkdir()
+        _write_ids(self.assembled.users, folder / "vocabulary" / "users.parquet")
+        _write_ids(self.items, folder / "vocabulary" / "items.parquet")
+        for name, described in (("user", self.user_texts), ("item", self.item_texts)):
+            described.texts.write_parquet(folder / f"{name}_texts.parquet")
+            described.attributes.write_parquet(folder / f"{name}_attributes.parquet")
+        earlier = [log.artifact.path / "quarantine.parquet" for log in self.logs]
+        write_quarantine(self.tables, folder / "quarantine.parquet", earlier)
 
 
-def _reasons(quarantine: pl.DataFrame) -> dict[str, int]:
-    return dict(sorted(quarantine.group_by(Columns.REASON).len().iter_rows()))
+def _events_folder(workspace: Workspace) -> Path | None:
+    """Where the endpoint of this workspace keeps its event log."""
+    return workspace.local_folder("events", make=False) / "log" if workspace.is_local else None
 
 
-def _in_words(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _scratch_parent(data: DataConfig, workspace: Workspace) -> Path:
+    if data.scratch is not None:
+        return Path(data.scratch)
+    return workspace.local_folder("scratch") if workspace.is_local else cache_folder() / "scratch"
 
 
-def _examples(quarantine: pl.DataFrame) -> str:
-    columns = (Columns.FILE, Columns.POSITION, Columns.REASON, Columns.RAW)
-    rows = quarantine.select(columns).head(EXAMPLES).iter_rows()
-    return "; ".join(f"{file} record {number} is {raw!r} ({reason})" for file, number, reason, raw in rows)
+def _frames(parsed: ParsedFiles) -> list[tuple[TableConfig, pl.DataFrame]]:
+    """Each section's rows, in the order of its files."""
+    frames: dict[int, tuple[TableConfig, list[pl.DataFrame]]] = {}
+    for source, path in parsed.good:
+        assert isinstance(source.config, TableConfig)
+        frames.setdefault(id(source.config), (source.config, []))[1].append(pl.read_ipc(path))
+    return [(config, pl.concat(parts, how="diagonal_relaxed")) for config, parts in frames.values()]
 
 
-def _assemble(parsed: Sequence[ParsedFile], data: DataConfig) -> _Tables:
-    filtered = filter_events(_good(parsed, "interactions"), data)
-    law = _row_law(parsed, filtered)
-    _check_anything_left(law)
-    users = Vocabulary(filtered.events[Columns.USER_ID].unique().sort())
-    found, new = filtered.events[Columns.ITEM_ID].unique().sort(), _new_items(parsed, data)
-    items = Vocabulary([*found, *new])
-    user_descriptions = describe(users, Columns.USER_ROW, data.users[0] if data.users else None, _good(parsed, "users"))
-    item_descriptions = describe(items, Columns.ITEM_ROW, data.items[0] if data.items else None, _good(parsed, "items"))
-    metrics = law | {
-        "users": len(users),
-        "items": len(items),
-        "users_without_text": user_descriptions.without_text,
-        "items_without_text": item_descriptions.without_text,
-        "users_without_events": user_descriptions.unused,
-        "items_without_events": len(new) + item_descriptions.unused,
-        "table_rows_quarantined": sum(len(f.quarantine) for f in parsed) - law["rows_quarantined"],
-    }
-    return _Tables(
-        interactions=_split(_with_rows(filtered.events, users, items), data),
-        users=users, items=items, user_descriptions=user_descriptions, item_descriptions=item_descriptions,
-        quarantine=pl.concat(file.quarantine for file in parsed).rechunk(),
-        metrics=metrics,
-    )
+def _new_items(
+    frames: Sequence[tuple[TableConfig, pl.DataFrame]], assembled: Assembled, data: DataConfig
+) -> pl.Series:
+    """Ids of the item tables that the log never mentions, sorted; they follow those with events.
 
-
-def _new_items(parsed: Sequence[ParsedFile], data: DataConfig) -> list[str]:
-    """Ids of the item table that the log never mentions, sorted; they follow those with events.
-
-    None when log and table have nothing in common, which is refused when the items are described.
+    None when log and tables have nothing in common, which is refused when the items are described.
     """
-    if not data.items or not data.new_items:
-        return []
-    table = _good(parsed, "items")[data.items[0].id].unique()
-    log = _good(parsed, "interactions")[Columns.ITEM_ID].unique()
-    known = table.is_in(log.implode())
-    return table.filter(~known).sort().to_list() if known.any() else []
+    if not frames or not data.new_items:
+        return NO_IDS
+    table = pl.concat([frame[config.id].alias("id") for config, frame in frames]).unique()
+    if not table.is_in(assembled.mentioned.implode()).any():
+        return NO_IDS
+    known = pl.concat([assembled.mentioned, assembled.items])
+    return table.filter(~table.is_in(known.implode())).sort()
 
 
-def _good(parsed: Sequence[ParsedFile], table: TableName) -> pl.DataFrame:
-    frames = [file.good for file in _files(parsed, table)]
-    return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
-
-
-def _row_law(parsed: Sequence[ParsedFile], filtered: Filtered) -> dict[str, Any]:
-    log = _files(parsed, "interactions")
-    quarantine = pl.concat(file.quarantine for file in log)
-    rows = sum(file.rows for file in log)
-    accounted = len(filtered.events) + len(quarantine) + sum(filtered.dropped.values())
+def _row_law(logs: Sequence[Log], assembled: Assembled) -> dict[str, Any]:
+    rows = sum(log.metrics["rows_read"] for log in logs)
+    quarantined = sum(log.metrics["rows_quarantined"] for log in logs)
+    reasons = sum((Counter(log.metrics["rows_quarantined_by_reason"]) for log in logs), Counter())
+    dropped = sum((Counter(log.metrics["rows_dropped_by_filter"]) for log in logs), Counter())
+    names = dict.fromkeys(name for log in logs for name in log.metrics["rows_dropped_by_filter"])
+    filters = {name: dropped[name] for name in names} | assembled.dropped
+    accounted = assembled.kept + quarantined + sum(filters.values())
     assert rows == accounted, f"{rows} rows read, {accounted} accounted for. This is a bug."
     return {
-        "rows_read": rows,
-        "rows_kept": len(filtered.events),
-        "rows_quarantined": len(quarantine),
-        "rows_quarantined_by_reason": _reasons(quarantine),
-        "rows_dropped_by_filter": filtered.dropped,
+        "rows_read": rows, "rows_kept": assembled.kept, "rows_quarantined": quarantined,
+        "rows_quarantined_by_reason": dict(sorted(reasons.items())), "rows_dropped_by_filter": filters,
     }
 
 
@@ -185,24 +212,10 @@ def _check_anything_left(law: dict[str, Any]) -> None:
     if not law["rows_kept"]:
         raise EmptyResultError(
             f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the "
-            f"filters dropped {_in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
+            f"filters dropped {in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
             "data.min_user_interactions or data.min_item_interactions, or give more rows."
         )
 
 
-def _with_rows(events: pl.DataFrame, users: Vocabulary, items: Vocabulary) -> pl.DataFrame:
-    return events.with_columns(
-        _row(Columns.USER_ID, users).alias(Columns.USER_ROW),
-        _row(Columns.ITEM_ID, items).alias(Columns.ITEM_ROW),
-    )
-
-
-def _row(column: str, vocabulary: Vocabulary) -> pl.Expr:
-    ids = pl.Series(list(vocabulary), dtype=pl.String)
-    rows = pl.Series(range(len(vocabulary)), dtype=pl.Int64)
-    return pl.col(column).replace_strict(ids, rows, return_dtype=pl.Int64)
-
-
-def _split(events: pl.DataFrame, data: DataConfig) -> pl.DataFrame:
-    columns = (Columns.USER_ROW, Columns.ITEM_ROW, Columns.TIMESTAMP, Columns.VALUE, Columns.SPLIT)
-    return assign_splits(events.sort(Columns.USER_ROW, *ORDER), data).select(columns).rechunk()
+def _write_ids(ids: pl.Series, path: Path) -> None:
+    pl.DataFrame({"row": pl.int_range(len(ids), eager=True), "id": ids}).write_parquet(path)

@@ -1,4 +1,4 @@
-"""Rows of item or user tables and a vocabulary -> one title, text and set of attributes per vocabulary row.
+"""Rows of item or user tables and ids in row order -> one title, text and set of attributes per row.
 
 Knows how ids of domains begin, and no files. Whole columns at a time: a million items take seconds.
 """
@@ -14,7 +14,6 @@ from llmrec_ray.config import TableConfig
 from llmrec_ray.errors import DataError
 from llmrec_ray.text import TextTemplate, clean_column
 from llmrec_ray.types import Columns
-from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["Descriptions", "describe", "natural_types"]
 
@@ -23,10 +22,9 @@ ID = "__id__"
 
 @dataclass(frozen=True)
 class Descriptions:
-    """texts: row, title, text; attributes: row and the recipe's attribute columns; both one per vocabulary
-    row.
+    """texts: row, title, text; attributes: row and the recipe's attribute columns; both one per row.
 
-    unused: ids of the tables that the vocabulary does not have.
+    unused: how many ids of the tables nothing refers to.
     """
 
     texts: pl.DataFrame
@@ -40,25 +38,25 @@ class Descriptions:
 
 
 def describe(
-    vocabulary: Vocabulary, row: str, tables: Sequence[tuple[TableConfig, pl.DataFrame]],
+    ids: pl.Series, row: str, tables: Sequence[tuple[TableConfig, pl.DataFrame]],
     domains: Collection[str] = (),
 ) -> Descriptions:
     """Fill title, text and attributes for every id from the tables that describe it.
 
-    `row` names the column of vocabulary rows in both results. Of several rows of a table with one id the last one
-    counts; of several tables with one id each value comes from the last that gives it. Attributes are those of all
-    tables, cleaned as texts are, null where there are none. With domains, those of the tables and `domains`, there is
-    an attribute `domain`: what the id begins with. Raises DataError for a table that has none of the ids, which means
-    that log and table do not speak of the same things.
+    ids: String, distinct, in row order. `row` names the column of rows in both results. Of several rows of a table with
+    one id the last one counts; of several tables with one id each value comes from the last that gives it. Attributes
+    are those of all tables, cleaned as texts are, null where there are none. With domains, those of the tables and
+    `domains`, there is an attribute `domain`: what the id begins with. Raises DataError for a table that has none of
+    the ids, which means that log and table do not speak of the same things.
     """
-    ids = pl.Series(ID, list(vocabulary), dtype=pl.String)
+    ids = ids.alias(ID)
     described = []
     for place, (config, frame) in enumerate(tables):
         known = _known(config, frame)
         _check_overlap(known, ids, _section(row, place, len(tables)))
         described.append(_described(config, known.filter(known[ID].is_in(ids.implode()))))
     joined = ids.to_frame().join(_merged(described), on=ID, how="left", maintain_order="left")
-    rows = pl.Series(row, range(len(ids)), dtype=pl.Int64)
+    rows = pl.int_range(len(ids), dtype=pl.Int64, eager=True).alias(row)
     texts = pl.DataFrame([
         rows, joined[Columns.TITLE].fill_null(ids).alias(Columns.TITLE), joined[Columns.TEXT].fill_null("")
     ])
@@ -147,6 +145,6 @@ def _domains(ids: pl.Series, domains: Collection[str]) -> list[pl.Series]:
 
 
 def _unused(tables: Sequence[tuple[TableConfig, pl.DataFrame]], ids: pl.Series) -> int:
-    """How many different ids of the tables are none of the vocabulary."""
+    """How many different ids of the tables nothing refers to."""
     known = pl.concat([ids.clear(), *(frame[config.id].cast(pl.String).alias(ID) for config, frame in tables)])
     return int((~known.unique().is_in(ids.implode())).sum())
