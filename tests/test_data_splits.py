@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from itertools import pairwise
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +18,68 @@ from hypothesis import strategies as st
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import DataConfig, load_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.data.splits import assign_splits, cold_items, global_time, item_fold, leave_one_out
+from llmrec_ray.data.splits import SplitCounts, SplitPlan, TimeCuts, count_times, item_fold, plan_splits
 from llmrec_ray.errors import ConfigError, DataError
 from tests.boards import board_recipe, write_board
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 FOLD_OF = {item: int(hashlib.sha256(f"i{item}".encode()).hexdigest(), 16) % 10 for item in range(60)}
 COLD = next(item for item, fold in FOLD_OF.items() if fold == 0)
+MOMENTS = st.integers(0, 7_258_118_399_999_999) | st.integers(10**15, 10**15 + 9)
 UNSEEN = next(item for item, fold in FOLD_OF.items() if fold == 1)
 WARM = [item for item, fold in FOLD_OF.items() if fold > 1]
 
 
-def events(*users: list[tuple[int, int]]) -> pl.DataFrame:
+unhurried = settings(max_examples=50, deadline=None)
+
+
+def events(*users: list[tuple[int, float]]) -> pl.DataFrame:
     """One frame in the order that splits expect; a user is a list of (item, hour)."""
     rows = [(row, f"i{item}", START + timedelta(hours=hour)) for row, user in enumerate(users) for item, hour in user]
     schema = {"user_row": pl.Int64, "item_id": pl.String, "timestamp": pl.Datetime("us", "UTC")}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    return frame.with_columns(item_row=pl.col("item_id").rank("dense").cast(pl.Int64) - 1)
+
+
+def moments_us(frame: pl.DataFrame) -> np.ndarray:
+    return frame["timestamp"].dt.epoch("us").to_numpy()
+
+
+def found_cuts(parts: list[pl.DataFrame], validation: float, test: float) -> tuple[datetime, datetime]:
+    cuts = TimeCuts(sum(len(part) for part in parts), validation, test)
+    rounds = 0
+    while not cuts.done:
+        edges, rounds = cuts.edges(), rounds + 1
+        for part in parts:
+            cuts.add(count_times(moments_us(part), edges))
+    assert rounds <= 5
+    return cuts.cuts
+
+
+def plan_for(parts: list[pl.DataFrame], **data: object) -> SplitPlan:
+    config = DataConfig.model_validate({"interactions": {"paths": ["log"]}} | data)
+    cuts = found_cuts(parts, *config.time_shares) if config.split == "global_time" else None
+    return plan_splits(config, pl.concat(parts)["item_id"].unique().sort().to_list(), cuts)
+
+
+def split(frame: pl.DataFrame, **data: object) -> pl.DataFrame:
+    """The frame marked as a log of its own; raises DataError when the split does not fit."""
+    plan = plan_for([frame], **data)
+    marked = plan.mark(frame)
+    plan.check(plan.count(marked))
+    return marked
+
+
+def leave_one_out(frame: pl.DataFrame) -> pl.DataFrame:
+    return split(frame)
+
+
+def cold_items(frame: pl.DataFrame, fold: int) -> pl.DataFrame:
+    return split(frame, split="cold_items", cold_fold=fold)
+
+
+def global_time(frame: pl.DataFrame, *shares: float) -> pl.DataFrame:
+    return split(frame, split="global_time", time_shares=shares)
 
 
 def splits(frame: pl.DataFrame) -> list[list[str]]:
@@ -48,12 +97,14 @@ def logs(draw, least: int = 1):
     return events(*users)
 
 
+@unhurried
 @given(logs(least=3))
 def test_leave_one_out_holds_out_the_last_two_events_of_everybody(log):
     for own in splits(leave_one_out(log)):
         assert own == ["train"] * (len(own) - 2) + ["validation", "test"]
 
 
+@unhurried
 @given(logs(), st.sampled_from([0, 2, 5]))
 def test_cold_items_hold_out_whole_items_and_split_the_rest_as_without_them(log, fold):
     try:
@@ -69,6 +120,7 @@ def test_cold_items_hold_out_whole_items_and_split_the_rest_as_without_them(log,
         assert own == (["train"] * (len(own) - 2) + ["validation", "test"] if len(own) > 2 else ["train"] * len(own))
 
 
+@unhurried
 @given(logs(), st.sampled_from([(0.1, 0.1), (0.3, 0.2), (0.2, 0.4)]))
 def test_global_time_never_puts_an_event_before_one_of_an_earlier_split(log, shares):
     try:
@@ -100,18 +152,49 @@ def test_a_fold_is_the_hash_of_the_id_modulo_ten():
 
 
 def test_the_recipe_names_the_split():
-    log = {"interactions": {"paths": ["log"]}}
     frame = events([(COLD, 0), (UNSEEN, 1), *((item, 2 + item) for item in WARM[:4])])
-    cold = DataConfig.model_validate(log | {"split": "cold_items"})
-    assert assign_splits(frame, cold).equals(cold_items(frame, 0))
-    timed = DataConfig.model_validate(log | {"split": "global_time", "time_shares": (0.3, 0.2)})
-    assert assign_splits(frame, timed).equals(global_time(frame, 0.3, 0.2))
-    assert assign_splits(frame, DataConfig.model_validate(log)).equals(leave_one_out(frame))
+    assert splits(split(frame)) == [["train"] * 4 + ["validation", "test"]]
+    assert splits(cold_items(frame, 0)) == [["cold_test", "cold_validation", "train", "train", "validation", "test"]]
+    assert splits(global_time(frame, 0.3, 0.2)) == [["train"] * 3 + ["validation"] * 2 + ["test"]]
 
 
-def refusal(split, *arguments) -> str:
+@unhurried
+@given(logs(), st.sampled_from(["leave_one_out", "cold_items", "global_time"]), st.lists(st.integers(1, 5), max_size=3))
+def test_users_are_split_apart_as_they_are_together(log, name, cuts):
+    edges = sorted({0, *cuts, 6})
+    users = pl.col("user_row")
+    parts = [log.filter((users >= start) & (users < stop)) for start, stop in pairwise(edges)]
+    plan = plan_for(parts, split=name)
+    marked = [plan.mark(part) for part in parts]
+    together = plan.mark(log)
+    assert pl.concat(marked).equals(together)
+    assert reduce(add, map(plan.count, marked), SplitCounts()) == plan.count(together)
+
+
+@unhurried
+@given(st.lists(st.lists(MOMENTS, max_size=20), max_size=5), st.sampled_from([(0.1, 0.1), (0.3, 0.2), (0.45, 0.45)]))
+def test_cuts_are_exact_to_the_microsecond_whatever_the_parts(parts, shares):
+    moments = sorted(moment for part in parts for moment in part)
+    assume(moments)
+    newest = [int(len(moments) * share + 1e-9) for share in (sum(shares), shares[1])]
+    wanted = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moments[-1 - number]) for number in newest]
+    frames = [pl.DataFrame({"timestamp": pl.Series(part, dtype=pl.Datetime("us", "UTC"))}) for part in parts]
+    assert list(found_cuts(frames, *shares)) == wanted
+
+
+def test_cuts_cannot_be_had_before_every_event_was_counted():
+    cuts = TimeCuts(3, 0.1, 0.1)
+    cuts.add(count_times(np.array([5, 6]), cuts.edges()))
+    assert not cuts.done
+    with pytest.raises(AssertionError, match="A round did not count every event once"):
+        cuts.edges()
+    with pytest.raises(AssertionError, match="asked for before they were known"):
+        _ = cuts.cuts
+
+
+def refusal(cut, *arguments) -> str:
     with pytest.raises(DataError) as caught:
-        split(*arguments)
+        cut(*arguments)
     return str(caught.value)
 
 
@@ -141,9 +224,9 @@ def test_cold_items_without_three_other_events_of_anybody_are_refused():
 
 def test_a_log_of_one_moment_has_no_time_to_split_by():
     assert refusal(global_time, events([(item, 7) for item in range(20)]), 0.1, 0.1) == (
-        "data.split global_time with data.time_shares 0.1 and 0.1 leaves validation and test without an event: 20 "
-        "events have 1 distinct timestamps. Give events with times, other data.time_shares, or set data.split to "
-        "leave_one_out."
+        "data.split global_time with data.time_shares 0.1 and 0.1 leaves validation and test without an event: 20 of "
+        "20 events happened at 2024-03-01T07:00:00Z, where it cuts. Give events with times, other data.time_shares, or "
+        "set data.split to leave_one_out."
     )
 
 
@@ -258,9 +341,3 @@ def test_what_the_recipe_keeps_of_users_stands_in_row_order(board):
     attributes = made(board).user_attributes
     assert attributes.columns == ["age", "club"]
     assert attributes["age"].to_list() == [*range(39), None]
-
-
-@settings(max_examples=20, deadline=None)
-@given(logs(least=3))
-def test_splitting_twice_gives_the_same(log):
-    assert leave_one_out(log).equals(leave_one_out(leave_one_out(log).drop("split")))
