@@ -196,11 +196,13 @@ def test_filters_are_offered_by_range_by_value_or_by_word():
         "year": [1990, None, 2001, 1995], "price": [float("nan"), 2.5, -1.0, None],
         "genres": ["Drama War", "War", None, "Drama"],
         "maker": ["New York Pens", "Best Pens", "New York Pens", None],
+        "sorts": ["Ink, Dip Pens", "Ink", "Dip Pens, Ink", "Dip Pens"],
         "nothing": pl.Series([None] * 4, dtype=pl.String), "void": pl.Series([None] * 4, dtype=pl.Float64),
         "tags": [["a"], ["b", "a"], [], None], "new": [True, None, False, True],
         "born": pl.Series([date(1990, 1, 1)] * 4),
     })
-    year, price, genres, maker, tags, new = facets_of(frame)
+    year, price, genres, maker, sorts, tags, new = facets_of(frame)
+    assert [(found.value, found.items) for found in sorts.values] == [("Dip Pens", 3), ("Ink", 3)]
     assert [(found.value, found.items) for found in tags.values] == [("a", 2), ("b", 1)]
     assert [(found.value, found.items) for found in new.values] == [("true", 2), ("false", 1)]
     assert (year.name, year.minimum, year.maximum, year.values) == ("year", 1990.0, 2001.0, [])

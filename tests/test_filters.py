@@ -41,6 +41,19 @@ def test_texts_match_in_any_case_whole_or_by_a_word_and_lists_by_an_element():
     assert passing(attributes={"tags": "two words"}) == "a"
 
 
+def test_a_list_that_was_spelt_out_matches_by_an_element():
+    column = pl.DataFrame({"categories": ["Beauty, Hair Care", "Hair Care", "Beauty", None, ", "]})
+    item_filter = ItemFilter(ITEMS, column)
+
+    def having(value: str) -> list[int]:
+        return np.flatnonzero(item_filter.passing(Filters(attributes={"categories": value}))).tolist()
+
+    assert having("hair care") == [0, 1]
+    assert having("Beauty") == [0, 2]
+    assert having("beauty, hair care") == [0]
+    assert having("") == []
+
+
 def test_numbers_and_booleans_match_however_they_are_written():
     for year in (1995, 1995.0, "1995"):
         assert passing(attributes={"year": year}) == "b"

@@ -33,11 +33,13 @@ def _facet(column: pl.Series) -> Facet | None:
 
 
 def _counts(column: pl.Series) -> Counter[str]:
-    """Items per whole value, or per word where these are fewer, as with genres, or per element of a list."""
+    """Items per whole value, per part between commas or per word, whichever are fewest, as with genres, or per element
+    of a list."""
     if column.dtype == pl.String:
         whole = Counter(column.to_list())
-        words = Counter(word for text in column for word in dict.fromkeys(text.split()))
-        return words if len(words) < len(whole) else whole
+        parts = Counter(part for text in column for part in dict.fromkeys(text.split(", ")))
+        words = Counter(word.strip(",") for text in column for word in dict.fromkeys(text.split()))
+        return min(whole, parts, words, key=len)
     if isinstance(column.dtype, pl.List):
         return Counter(str(element) for elements in column for element in elements.unique().drop_nulls())
     return Counter(str(value).lower() for value in column) if column.dtype == pl.Boolean else Counter()

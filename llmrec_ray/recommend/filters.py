@@ -127,13 +127,16 @@ def _rows_by_value(column: pl.Series) -> dict[str, IntArray]:
 
 
 def _keys(value: object) -> set[str]:
-    """All that an item's value may be asked for as: whole, by one of its words, by one of a list."""
+    """All that an item's value may be asked for as: whole, by one of its words, by one of a list, also of one that
+    ingest has spelt out with commas."""
     if value is None:
         return set()
     if isinstance(value, list):
         return {key for element in value for key in _keys(element)}
     spelling = _spelling(value)
-    return {spelling, *spelling.split()} if isinstance(value, str) else {spelling}
+    if not isinstance(value, str):
+        return {spelling}
+    return {spelling, *spelling.split(", "), *(word.strip(",") for word in spelling.split())} - {""}
 
 
 def _spelling(value: object) -> str:
