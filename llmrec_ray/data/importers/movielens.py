@@ -20,8 +20,8 @@ GENRES = (
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )
 RATING_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
-YEAR = r"\((\d{4})(?:[-–]\s*(?:\d{4})?)?\)(?:\s*\(V\))?$"
-TITLE = r"^(.*?)(?:\s*\(\d{4}(?:[-–]\s*(?:\d{4})?)?\)(?:\s*\(V\))?)?$"
+YEAR = r"\(([0-9]{4})[-–0-9 ]*\)(?: *\(V\))?$"
+TITLE = r"^(.*?) *(?:\([0-9]{4}[-–0-9 ]*\)(?: *\(V\))?)?$"
 TEXT = "{title} ({year}). Genres: {genres}"
 PROFILE = "{age} years old, {gender}, {occupation}"
 AGES = {"1": "under 18", "18": "18 to 24", "25": "25 to 34", "35": "35 to 44", "45": "45 to 49", "50": "50 to 55",
