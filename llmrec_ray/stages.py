@@ -103,7 +103,7 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
     if encoder.precision == "int8":
         encoder = encoder.model_copy(update={"precision": "fp32"})
     with ray_for(recipe):
-        return embed(dataset.item_texts, encoder, _workspace(recipe))
+        return embed(dataset.item_texts, encoder, _workspace(recipe), ids=[*dataset.items])
 
 
 def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import llmrec_ray.embed.vectors
-from llmrec_ray.artifact import Workspace
+from llmrec_ray.artifact import Workspace, create_artifact
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.embed import embed
+from llmrec_ray.embed.report import TokenReport
 from llmrec_ray.errors import ConfigError, CorruptArtifactError, ModelSourceError
 from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.export import fingerprint_of
 from llmrec_ray.model.source import cache_folder, resolve_model
-from llmrec_ray.model.tokens import token_budget_batches
+from llmrec_ray.model.tokens import TextTokens, token_budget_batches
 from llmrec_ray.model.tuned import TunedText
 from llmrec_ray.model.tuning import prepare_tuning
 from llmrec_ray.signals import center, to_text_space
@@ -128,6 +136,57 @@ def test_actors_give_what_this_process_gives(config, tmp_path, ray_session):
     here = embed(TEXTS, config, Workspace(str(tmp_path / "here")), use_ray=False)
     actors = embed(TEXTS, config.model_copy(update={"num_actors": 2}), Workspace(str(tmp_path / "actors")))
     np.testing.assert_allclose(actors, here, **CLOSE)
+
+
+def test_texts_that_the_encoder_cuts_are_counted_and_named(config, encoder, tmp_path, caplog):
+    workspace, ids = Workspace(str(tmp_path)), [f"i{row}" for row in range(len(TEXTS))]
+    lengths = [len(encoder.tokens.tokenizer(text)["input_ids"]) if text else 0 for text in TEXTS]
+    assert encoder.tokens.count(TEXTS).tolist() == lengths
+    long = [" ".join([text] * 7) if row in {3, 8} else text for row, text in enumerate(TEXTS)]
+    with caplog.at_level(logging.INFO):
+        embed(long, config, workspace, ids=ids, use_ray=False)
+    assert caplog.messages[0] == (
+        "2 of 40 texts are cut at 32 tokens (median 7, 95 % up to 17, longest 37), such as those of i3, i8: raise "
+        "encoder.max_tokens, or shorten data.items.template"
+    )
+    [manifest] = tmp_path.rglob("manifest.json")
+    assert json.loads(manifest.read_text())["metrics"]["tokens"] == {
+        "texts": 40, "max_tokens": 32, "cut": 2, "median_tokens": 7, "p95_tokens": 17, "longest_tokens": 37,
+        "examples": ["i3", "i8"],
+    }
+
+
+def test_texts_that_were_encoded_before_are_reported_without_counting_them_again(config, tmp_path, monkeypatch, caplog):
+    workspace = Workspace(str(tmp_path))
+    embed(TEXTS[:3], config, workspace, use_ray=False)
+    counted: list[list[str]] = []
+    count = TextTokens.count
+    monkeypatch.setattr(TextTokens, "count", lambda self, texts: counted.append(texts) or count(self, texts))
+    with caplog.at_level(logging.INFO):
+        embed(["", *TEXTS[:3]], config, workspace, ids=["d", "a", "b", "c"], use_ray=False)
+    assert counted == [[]]
+    assert caplog.messages == [
+        "none of 3 texts is longer than the 32 tokens that are read (median 7, 95 % up to 7, longest 7)"
+    ]
+
+
+def test_a_cache_of_before_tokens_were_counted_is_counted_now(config, encoder, tmp_path):
+    workspace = Workspace(str(tmp_path))
+    folder = f"{workspace.root('vectors')}/{fingerprint_of(encoder)}"
+    keys = [llmrec_ray.embed.vectors._key(text) for text in TEXTS[:2]]
+
+    def write(part: Path) -> None:
+        pl.DataFrame({"key": keys}).write_parquet(part / "keys.parquet")
+        save_file({"vectors": np.ones((2, 32), np.float32)}, part / "vectors.safetensors")
+
+    create_artifact(folder, "vectors", write, config={})
+    assert embed(TEXTS[:2], config, workspace, ids=["a", "b"], use_ray=False).tolist() == np.ones((2, 32)).tolist()
+
+
+def test_no_texts_have_no_lengths():
+    assert str(TokenReport.of(np.zeros(2, np.int64), ["a", "b"], 128)) == (
+        "none of 0 texts is longer than the 128 tokens that are read (median 0, 95 % up to 0, longest 0)"
+    )
 
 
 def test_a_damaged_cache_is_named(config, tmp_path):

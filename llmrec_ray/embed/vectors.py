@@ -1,15 +1,16 @@
 """Texts -> raw text vectors, by Ray Data actors or in this process, cached by content.
 
 Vectors are cached in the workspace, per encoder fingerprint, under the hash of the final text; only texts
-that no earlier run encoded are encoded. They are neither centred nor normalised, so that the cache serves any
-catalogue. Shapes: N texts, T width of a text vector.
+that no earlier run encoded are encoded. Beside each stands how many tokens the text has. Vectors are neither centred
+nor normalised, so that the cache serves any catalogue. Shapes: N texts, T width of a text vector.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from llmrec_ray.artifact import Workspace, create_artifact, open_artifact
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.embed.guard import Guarded, unguarded
+from llmrec_ray.embed.report import TokenReport
 from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.export import fingerprint_of
 from llmrec_ray.model.onnx import AnyEncoder, load_encoder, runs_on_cpu
@@ -39,32 +41,57 @@ KEYS, VECTORS = "keys.parquet", "vectors.safetensors"
 
 
 def embed(
-    texts: Sequence[str], config: EncoderConfig, workspace: Workspace, *, use_ray: bool = True
+    texts: Sequence[str], config: EncoderConfig, workspace: Workspace, *, ids: Sequence[str] | None = None,
+    use_ray: bool = True,
 ) -> FloatArray:
     """Raw vectors [N, T] float32, one per text; an empty text has a zero row.
 
-    With `use_ray`, `config.num_actors` actors of Ray Data encode (each loads the model from this machine's
-    cache or from its source); without, this process does. Raises ModelSourceError, and ConfigError for a runtime or
-    a setting that this model or machine lacks.
+    With `ids`, one per text, a line of the log and the manifest of what is stored say how many texts are cut. With
+    `use_ray`, `config.num_actors` actors of Ray Data encode (each loads the model from this machine's cache or from its
+    source); without, this process does. Raises ModelSourceError, and ConfigError for a runtime or a setting that this
+    model or machine lacks.
     """
     encoder = TextEncoder.load(resolve_model(config.model), config)
     root = f"{workspace.root('vectors')}/{fingerprint_of(encoder)}"
     keys = [_key(text) if text else None for text in encoder.tokens.prompted(texts)]
-    known = _cached(root)
-    missing = {key: text for key, text in zip(keys, texts, strict=True) if key and key not in known}
+    cache = _cached(root)
+    by_key = {key: text for key, text in zip(keys, texts, strict=True) if key}
+    _count(by_key, cache, encoder)
+    report = None if ids is None else _report(keys, ids, cache, encoder)
+    missing = {key: text for key, text in by_key.items() if key not in cache.vectors}
     if missing:
-        cached = len({key for key in keys if key}) - len(missing)
-        logger.info("encoding %d different texts, %d more are cached", len(missing), cached)
+        logger.info("encoding %d different texts, %d more are cached", len(missing), len(by_key) - len(missing))
         new = list(missing.values())
         vectors = _with_ray(new, config) if use_ray else _here(new, load_encoder(resolve_model(config.model), config))
-        _store(root, list(missing), vectors, config)
-        known |= dict(zip(missing, vectors, strict=True))
-    rows = [known[key] if key is not None else np.zeros(encoder.vector_size, np.float32) for key in keys]
+        cache.vectors.update(zip(missing, vectors, strict=True))
+        _store(root, list(missing), cache, config, report)
+    rows = [np.zeros(encoder.vector_size, np.float32) if key is None else cache.vectors[key] for key in keys]
     return np.stack(rows) if rows else np.zeros((0, encoder.vector_size), np.float32)
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """By a text's key, its raw vector [T], and how many tokens it has where that was counted."""
+
+    vectors: dict[str, FloatArray] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _count(by_key: Mapping[str, str], cache: _Cache, encoder: TextEncoder) -> None:
+    """Add the tokens of texts that nobody has counted."""
+    new = {key: text for key, text in by_key.items() if key not in cache.tokens}
+    cache.tokens.update(zip(new, encoder.tokens.count(list(new.values())).tolist(), strict=True))
+
+
+def _report(keys: Sequence[str | None], ids: Sequence[str], cache: _Cache, encoder: TextEncoder) -> TokenReport:
+    counts = np.array([0 if key is None else cache.tokens[key] for key in keys], np.int64)
+    report = TokenReport.of(counts, ids, encoder.tokens.max_tokens)
+    logger.info("%s", report)
+    return report
 
 
 def _here(texts: list[str], encoder: AnyEncoder) -> FloatArray:
@@ -108,25 +135,25 @@ class _EncodeBatch:
         return {"row": batch["row"], "vector": self._encoder.encode(batch["text"].tolist())}
 
 
-def _part(path: Path) -> dict[str, FloatArray]:
-    """Key -> vector of one immutable part of the cache."""
-    keys = pl.read_parquet(path / KEYS)["key"]
-    return dict(zip(keys, load_file(path / VECTORS)["vectors"], strict=True))
-
-
-def _cached(root: str) -> dict[str, FloatArray]:
+def _cached(root: str) -> _Cache:
+    """All parts of the cache; older ones do not say how many tokens a text has."""
     filesystem, base = pafs.FileSystem.from_uri(root)
     parts = filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
-    names = sorted(part.base_name for part in parts if part.base_name.startswith("vectors-"))
-    known: dict[str, FloatArray] = {}
-    for name in names:
-        known |= _part(open_artifact(f"{root}/{name}", "vectors").path)
-    return known
+    cache = _Cache()
+    for name in sorted(part.base_name for part in parts if part.base_name.startswith("vectors-")):
+        path = open_artifact(f"{root}/{name}", "vectors").path
+        kept = pl.read_parquet(path / KEYS)
+        cache.vectors.update(zip(kept["key"], load_file(path / VECTORS)["vectors"], strict=True))
+        if "tokens" in kept.columns:
+            cache.tokens.update(kept.select("key", "tokens").iter_rows())
+    return cache
 
 
-def _store(root: str, keys: list[str], vectors: FloatArray, config: EncoderConfig) -> None:
+def _store(root: str, keys: list[str], cache: _Cache, config: EncoderConfig, report: TokenReport | None) -> None:
     def write(folder: Path) -> None:
-        pl.DataFrame({"key": keys}).write_parquet(folder / KEYS)
-        save_file({"vectors": np.ascontiguousarray(vectors)}, folder / VECTORS)
+        tokens = pl.Series("tokens", [cache.tokens[key] for key in keys], dtype=pl.Int32)
+        pl.DataFrame([pl.Series("key", keys), tokens]).write_parquet(folder / KEYS)
+        save_file({"vectors": np.stack([cache.vectors[key] for key in keys])}, folder / VECTORS)
 
-    create_artifact(root, "vectors", write, config=config.model_dump(mode="json"))
+    metrics = {} if report is None else {"tokens": report.to_dict()}
+    create_artifact(root, "vectors", write, config=config.model_dump(mode="json"), metrics=metrics)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ModelSourceError
+from llmrec_ray.types import IntArray
 
 __all__ = ["TextTokens", "token_budget_batches"]
 
 PLACE = "{text}"
+COUNTED_TEXTS = 4096
 
 
 class TextTokens:
@@ -60,6 +62,16 @@ class TextTokens:
         tokens = torch.full((len(texts), longest), int(self.tokenizer.pad_token_id or 0))
         tokens[torch.arange(longest)[None, :] < lengths[:, None]] = torch.from_numpy(flat)
         return tokens, lengths
+
+    def count(self, texts: Sequence[str]) -> IntArray:
+        """Tokens of items' texts with `item_prompt`, [N] int64, before they are cut; 0 for an empty one."""
+        counts = np.zeros(len(texts), np.int64)
+        settings = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        for start in range(0, len(texts), COUNTED_TEXTS):
+            final = self.prompted(texts[start : start + COUNTED_TEXTS])
+            ids = self.tokenizer(final, truncation=False, **settings)["input_ids"]
+            counts[start : start + len(final)] = [len(row) if text else 0 for row, text in zip(ids, final, strict=True)]
+        return counts
 
     def fingerprint(self) -> str:
         """Hash of all that decides the ids of a final text: the tokenizer and the token limit."""
