@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 
-from llmrec_ray.artifact import file_names, read_json, write_new_json
+from llmrec_ray.artifact import file_names, read_json, write_json_atomic, write_new_json
 from llmrec_ray.errors import ArtifactNotFoundError, ChangeConflictError, CorruptArtifactError
 from llmrec_ray.types import FloatArray
 
@@ -192,6 +192,11 @@ class ChangeLog:
                 )
             known = known.after(changes, digest)
         return known
+
+    def copy_to(self, other: ChangeLog) -> None:
+        """Let another log begin with these sets, as they are."""
+        for version in range(1, self.version() + 1):
+            write_json_atomic(other._uri(version), read_json(self._uri(version)))
 
     def _uri(self, version: int) -> str:
         return f"{self.uri}/{_name(version)}"

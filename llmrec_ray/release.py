@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmrec_ray.artifact import Artifact, Workspace, open_artifact, read_json, write_json_atomic
+from llmrec_ray.changes import ChangeLog
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.signals import FusionPolicy
 
@@ -27,6 +29,7 @@ __all__ = [
     "publish",
     "rollback",
     "rollback_pointer",
+    "withdraw",
 ]
 
 
@@ -71,11 +74,13 @@ def publish(
     bundle_uri: str,
     index_uri: str,
     policy: FusionPolicy,
+    changed_as: str | None = None,
 ) -> Release:
     """Verify every file of the three artifacts, write the Release and point `current.json` at it.
 
     A Release with the same content that is already there is returned as it is, unless it is damaged or names
     places where the artifacts no longer are; then it is written again.
+    changed_as: id of a Release of the same folder with the same items, whose changes to its items are taken over.
     Raises CorruptArtifactError for a changed file and ArtifactMismatchError when the artifacts do not belong
     together; the pointer then stays where it was.
     """
@@ -90,6 +95,8 @@ def publish(
     if published is None or _places(published) != _places(release):
         write_json_atomic(uri, release.model_dump(mode="json"))
         published = release
+    if changed_as is not None:
+        ChangeLog.of(uri, changed_as).copy_to(ChangeLog.of(uri, release.id))
     _move(current_uri(workspace), uri)
     return published
 
@@ -151,6 +158,18 @@ def point_at(uri: str, release_id: str) -> Release:
     release = load_release(target)
     _move(uri, target)
     return release
+
+
+def withdraw(uri: str, removed: Collection[str]) -> None:
+    """Take Releases, by their URIs, out of what the pointer at `uri` can be rolled back to.
+
+    Raises CorruptArtifactError when `uri` is no pointer.
+    """
+    pointer = _pointer(uri)
+    assert pointer.uri not in removed, "the current Release cannot be withdrawn. This is a bug."
+    previous = tuple(earlier for earlier in pointer.previous if earlier not in removed)
+    if previous != pointer.previous:
+        write_json_atomic(uri, Pointer(uri=pointer.uri, previous=previous).model_dump(mode="json"))
 
 
 def _check_parent(child: Artifact, kind: str, parent: Artifact, *, remedy: str) -> None:

@@ -36,13 +36,16 @@ def forget_in_folder(
     tombstones: Tombstones,
     forget_in_redis: Callable[[Sequence[str]], object] | None = None,
     user_ids: Sequence[str] = (),
+    *,
+    anew: bool = False,
 ) -> int:
     """Remove people from the events folder of this machine, and from Redis; how many lines of the log were theirs.
 
-    user_ids: of these people, as far as they are known. Raises EventLogError when something stays.
+    user_ids: of these people, as far as they are known. anew: also those who were removed before. Raises EventLogError
+    when something stays.
     """
     log = EventLog(folder / "log")
-    new = tombstones.unfinished_in(log.forgotten)
+    new = tombstones.unfinished_in(Tombstones() if anew else log.forgotten)
     if not len(new):
         return 0
     with file_lock(folder / "forget.lock"):

@@ -1,0 +1,76 @@
+"""What a workspace has beside artifacts and Releases: pointers, checkpoints, and what killed stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json
+from llmrec_ray.data.scratch import scratch_folder
+from llmrec_ray.errors import CorruptArtifactError
+from llmrec_ray.forget.storage import exists, folders, remove
+from llmrec_ray.forget.successors import KINDS
+
+__all__ = ["clear_runs", "clear_staged", "latest_uris", "move_pointers"]
+
+STAGED = ".staging-"
+TUNE = "tune"
+
+
+def latest_uris(workspace: Workspace) -> list[str]:
+    """URIs of the newest artifact of every kind that has one."""
+    return list(_latest(workspace).values())
+
+
+def move_pointers(workspace: Workspace, replaced: Mapping[str, Artifact]) -> None:
+    """Let pointers to replaced artifacts lead to their successors."""
+    successors = {_name(artifact.manifest.kind, id_): artifact for id_, artifact in replaced.items()}
+    for kind, uri in _latest(workspace).items():
+        if successor := successors.get(uri.rpartition("/")[2]):
+            workspace.set_latest(kind, successor.uri)
+
+
+def clear_runs(workspace: Workspace, gone: Collection[str]) -> list[str]:
+    """Delete checkpoints of training on Datasets that go, by their ids; returns the URIs of what was deleted.
+
+    A trial does not say what it was trained on, so all trials go when any Dataset goes; Campaigns, which have their
+    results, stay.
+    """
+    if not gone:
+        return []
+    runs = [uri for uri in folders(workspace.root("run")) if (dataset := _dataset_of(uri)) is None or dataset in gone]
+    return [uri for uri in [*runs, f"{workspace.uri}/{TUNE}"] if remove(uri)]
+
+
+def clear_staged(workspace: Workspace, scratch: str | None) -> list[str]:
+    """Delete what stages that were killed have left half-written, and artifacts that were deleted by half.
+
+    scratch: `data.scratch` of the recipe.
+    """
+    folder = Path(scratch) if scratch is not None else Path(workspace.uri) / "scratch"
+    if folder.exists():
+        with scratch_folder(folder):  # which removes those that nobody holds any more
+            pass
+    found = []
+    for kind in KINDS:
+        for uri in folders(workspace.root(kind)):
+            if uri.rpartition("/")[2].startswith(STAGED) or not exists(f"{uri}/manifest.json"):
+                found.append(uri)
+    return [uri for uri in found if remove(uri)]
+
+
+def _latest(workspace: Workspace) -> dict[str, str]:
+    root = f"{workspace.uri}/latest"
+    names = [name for name in file_names(root) if name.endswith(".json") and not name.startswith(".")]
+    return {name.removesuffix(".json"): str(read_json(f"{root}/{name}")["uri"]) for name in names}
+
+
+def _dataset_of(run_uri: str) -> str | None:
+    try:
+        return str(read_json(f"{run_uri}/run.json")["dataset"])
+    except (FileNotFoundError, CorruptArtifactError, KeyError):
+        return None
+
+
+def _name(kind: str, id_: str) -> str:
+    return f"{kind}-{id_}"

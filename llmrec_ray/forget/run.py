@@ -1,0 +1,201 @@
+"""A person -> a workspace without them, in an order in which nothing is ever lost and a killed run can be repeated.
+
+    1 the tombstone          from now on nothing takes the person in again
+    2 event logs and views   while the endpoint goes on recording
+    3 successors             of what is used now, and pointers to them
+    4 the Release            which the endpoint follows
+    5 the rest               whatever still holds the person is deleted, once no endpoint needs it
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from llmrec_ray.artifact import Artifact, Workspace, cache_folder, remove_artifact
+from llmrec_ray.config import Recipe
+from llmrec_ray.data.sources import SourceFile
+from llmrec_ray.errors import DataError, EventLogError
+from llmrec_ray.events import (
+    REDIS_URL_VARIABLE,
+    RedisDownError,
+    RedisView,
+    forget_in_file,
+    forget_in_folder,
+    users_in,
+)
+from llmrec_ray.forget.endpoints import await_switch
+from llmrec_ray.forget.left import event_files, rows_left
+from llmrec_ray.forget.person import Person
+from llmrec_ray.forget.releases import Releases
+from llmrec_ray.forget.rest import clear_runs, clear_staged, latest_uris, move_pointers
+from llmrec_ray.forget.storage import opened, remove
+from llmrec_ray.forget.successors import Successors, artifacts_in
+from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri
+
+__all__ = ["Forgotten", "forget"]
+
+logger = logging.getLogger(__name__)
+LIVE = "door.lock"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What became of a person.
+
+    tombstone: stands in vocabularies in place of the id. replaced: URI of an artifact -> URI of its successor. deleted:
+    URIs. event_lines: of event logs that were the person's. release: id of the Release that is current now. left: file
+    of the owner's own -> rows that are the person's.
+    """
+
+    tombstone: str
+    replaced: dict[str, str]
+    deleted: list[str]
+    event_lines: int
+    release: str | None
+    left: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def forget(
+    recipe: Recipe, user_id: str, workspace: Workspace, raw_folder: Path, *, endpoints: Sequence[str] = ()
+) -> Forgotten:
+    """Remove a person from everything that the recipe's workspace holds; no other stage may run on it meanwhile.
+
+    raw_folder stands for {raw} in the recipe's paths; files there are the owner's, and only looked at. endpoints: URLs
+    of endpoints that serve this workspace, which are waited for before what they served is deleted. Can be repeated,
+    and is, after a run that was stopped. Raises DataError when nothing names the person, ArtifactError and
+    EventLogError when something could not be done.
+    """
+    return _Run(recipe, user_id, workspace, raw_folder).run(endpoints)
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, user_id: str, workspace: Workspace, raw_folder: Path) -> None:
+        self._recipe, self._user_id, self._workspace = recipe, user_id, workspace
+        self._before = forgotten_in(workspace)
+        self._tombstones = self._before.with_user(user_id, done=False)
+        self._person = Person(user_id, self._tombstones.name_of(user_id))
+        self._releases = Releases(workspace)
+        self._events = _Events(recipe, workspace, raw_folder, user_id)
+        self._raw_folder = raw_folder
+
+    def run(self, endpoints: Sequence[str]) -> Forgotten:
+        successors = Successors(self._person, artifacts_in(self._workspace, self._releases.artifacts))
+        holders = successors.holders()
+        left = rows_left(self._recipe.data, self._raw_folder, self._user_id)
+        self._check_known(holders, left)
+        self._tombstones.write(forgotten_uri(self._workspace))
+        lines = self._events.forget(self._tombstones)
+        successors.sizes = self._events.packed_sizes()
+        self._replace(successors, holders)
+        release, removed = self._releases.replace(successors.replaced, holders)
+        await_switch(endpoints, [uri.rpartition("/")[2].removesuffix(".json") for uri in removed])
+        deleted = self._delete(successors, holders, removed)
+        self._tombstones.with_user(self._user_id, done=True).write(forgotten_uri(self._workspace))
+        replaced = {a.uri: now.uri for a in successors.artifacts if (now := successors.of(a.uri)) is not None}
+        return Forgotten(self._person.tombstone, replaced, deleted, lines, release, left)
+
+    def _check_known(self, holders: Sequence[Artifact], left: dict[str, int]) -> None:
+        if not (holders or left or self._user_id in self._before or self._events.are_there()):
+            raise DataError(
+                f"Nothing in {self._workspace.uri} and no file of the recipe names the user {self._user_id!r}, so "
+                "nothing was changed: give the id as the log writes it."
+            )
+
+    def _replace(self, successors: Successors, holders: Sequence[Artifact]) -> None:
+        used = [*latest_uris(self._workspace), *self._releases.uris_in_use]
+        start = self._recipe.train.warm_start
+        if start is not None:
+            used.append(start if "://" in start else str(Path(start).absolute()))
+        evaluations = [artifact for artifact in holders if artifact.manifest.kind == "evaluation"]
+        successors.write({artifact.id: artifact for artifact in [*successors.used(used), *evaluations]}, holders)
+        move_pointers(self._workspace, successors.replaced)
+        if start is not None and (now := successors.of(used[-1])) is not None:
+            logger.warning("train.warm_start names a Bundle that was replaced: set it to %s.", now.uri)
+
+    def _delete(self, successors: Successors, holders: Sequence[Artifact], releases: Sequence[str]) -> list[str]:
+        gone = {artifact.id for artifact in holders} | successors.replaced.keys()
+        outdated = [
+            artifact for artifact in successors.artifacts if artifact.id in gone
+            or (artifact.manifest.kind == "index" and artifact.manifest.parents["bundle"] in gone)
+        ]
+        staged = clear_staged(self._workspace, self._recipe.data.scratch)
+        deleted = [*clear_runs(self._workspace, gone), *staged, *self._releases.delete(releases)]
+        for artifact in reversed(outdated):
+            remove_artifact(artifact)
+            remove(str(cache_folder() / "artifacts" / f"{artifact.manifest.kind}-{artifact.id}"))
+            deleted.append(artifact.uri)
+        return deleted
+
+
+class _Events:
+    """All event logs that the recipe knows of, and the Redis of its endpoint."""
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, raw_folder: Path, user_id: str) -> None:
+        self._user_id, self._data, self._raw_folder = user_id, recipe.data, raw_folder
+        own = workspace.local_folder("events", make=False) if workspace.is_local else None
+        self._folder = own if own is not None and own.exists() else None
+        self._redis_url = recipe.serve.events.redis_url or os.environ.get(REDIS_URL_VARIABLE)
+        files = [opened(source.uri) for source in self._sources()]
+        live = {Path(path).parent for filesystem, path in files if _is_live(filesystem, path)}
+        self._folders = sorted({folder.parent for folder in live} | ({self._folder} if self._folder else set()))
+        self._files = [(filesystem, path) for filesystem, path in files if Path(path).parent not in live]
+
+    def are_there(self) -> bool:
+        """Whether any log or Redis has something of the person. Raises EventLogError."""
+        only = Tombstones().with_user(self._user_id, done=False)
+        local = pafs.LocalFileSystem()
+        logs = [(local, str(file)) for folder in self._folders for file in (folder / "log").glob("*.jsonl")]
+        redis = self._redis()
+        try:
+            return any(users_in(*file, only) for file in [*self._files, *logs]) or (
+                redis is not None and redis.holds(self._user_id)
+            )
+        except RedisDownError as error:
+            raise self._unreached(error) from error
+
+    def forget(self, tombstones: Tombstones) -> int:
+        """Remove the person, and whoever was forgotten before; how many lines there were. Raises EventLogError."""
+        redis = self._redis()
+        lines = sum(
+            forget_in_folder(folder, tombstones, None, [self._user_id], anew=True) for folder in self._folders
+        )
+        lines += sum(forget_in_file(filesystem, path, tombstones) for filesystem, path in self._files)
+        try:
+            if redis is not None:
+                redis.forget([self._user_id])
+        except RedisDownError as error:
+            raise self._unreached(error) from error
+        return lines
+
+    def packed_sizes(self) -> dict[str, int]:
+        """Names of compressed logs and how large they are now: an incremental ingest knows a file by its size."""
+        return {source.name: source.size_bytes for source in self._sources() if source.is_compressed}
+
+    def _sources(self) -> list[SourceFile]:
+        log = None if self._folder is None else self._folder / "log"
+        return event_files(self._data, self._raw_folder, log)
+
+    def _redis(self) -> RedisView | None:
+        return None if self._redis_url is None else RedisView(self._redis_url, max_history=1, timeout_s=5.0)
+
+    def _unreached(self, error: Exception) -> EventLogError:
+        return EventLogError(
+            f"The events of {self._user_id!r} in Redis cannot be removed now ({error}): run the same command again "
+            "when it is back."
+        )
+
+
+def _is_live(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether an endpoint may append to a file."""
+    return isinstance(filesystem, pafs.LocalFileSystem) and (Path(path).parent / LIVE).exists()
