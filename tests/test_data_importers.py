@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.data import Dataset, import_recipe, ingest
-from llmrec_ray.errors import ConfigError, DataError, MissingInputError
+from llmrec_ray.errors import ConfigError, DataError, LlmrecError, MissingInputError
+from llmrec_ray.text import TextTemplate
 from tests.public_data import (
     LOG,
     START_S,
@@ -305,6 +308,41 @@ def test_a_file_that_is_damaged_is_named(tmp_path, name, payload, said):
     with pytest.raises(DataError) as refusal:
         import_recipe("amazon-reviews-2023", tmp_path)
     assert str(refusal.value).startswith(f"{tmp_path / name} {said}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    file=st.sampled_from([
+        ("movielens", "ratings.dat"), ("movielens", "movies.dat"), ("amazon-reviews-2023", "Books.jsonl"),
+        ("amazon-reviews-2023", "Books.jsonl.gz"), ("amazon-reviews-2023", "Books.csv"), ("recbole", "x.inter"),
+        ("recbole", "x.item"),
+    ]),
+    payload=st.one_of(
+        st.binary(max_size=80),
+        st.binary(max_size=40).map(gzip.compress).map(lambda packed: packed[:-3]),
+        st.lists(st.sampled_from(["user_id:token", "item_id:token", "time:float", "a:b:token", "{x:token", "n:token",
+                                  "\t", "\n", "1e999", "nan", "{", '"', "[" * 20_000, '{"user_id": 1}', "\ufeff"]))
+        .map(lambda parts: "".join(parts).encode()),
+    ),
+)
+def test_whatever_a_file_holds_the_answer_is_a_recipe_or_an_error_for_people(tmp_path_factory, file, payload):
+    kind, name = file
+    folder = tmp_path_factory.mktemp("any")
+    write_1m(folder) if kind == "movielens" else write_recbole(folder, "x") if kind == "recbole" else None
+    (folder / name).write_bytes(payload)
+    try:
+        import_recipe(kind, folder, out=folder / "recipe.yaml")
+    except LlmrecError as error:
+        assert str(folder) in str(error)
+    else:
+        for table in (*(recipe := load_recipe(config=folder / "recipe.yaml")).data.items, *recipe.data.users):
+            TextTemplate(table.template)
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_read(tmp_path):
+    write_csv(tmp_path / "ml [1]*")
+    recipe = imported("movielens", tmp_path / "ml [1]*")
+    assert len(dataset_of(recipe).items) == 5
 
 
 def test_the_command_writes_the_recipe_once_and_says_what_comes_next(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmrec_ray.data.importers.original import Found, files_below, first_lines, first_record, nothing_found
+from llmrec_ray.data.importers.original import Found, files_below, first_lines, first_record, nothing_found, pattern_of
 from llmrec_ray.errors import DataError
 
 __all__ = ["find_amazon"]
@@ -64,7 +64,7 @@ def _reviews(path: Path) -> dict[str, Any]:
     fields = next(iter(first_lines(path)), "").split(",") if delimited else first_record(path)
     _check(path, set(fields), REVIEW_FIELDS)
     return {
-        "paths": [str(path.absolute())], "format": "csv" if delimited else "jsonl", "columns": LOG_COLUMNS,
+        "paths": [pattern_of(path)], "format": "csv" if delimited else "jsonl", "columns": LOG_COLUMNS,
         "timestamp_unit": "ms",
     }
 
@@ -72,7 +72,7 @@ def _reviews(path: Path) -> dict[str, Any]:
 def _items(path: Path) -> dict[str, Any]:
     _check(path, set(first_record(path)), ITEM_FIELDS)
     return {
-        "paths": [str(path.absolute())], "format": "jsonl", "id": "parent_asin", "title": "title", "template": TEXT,
+        "paths": [pattern_of(path)], "format": "jsonl", "id": "parent_asin", "title": "title", "template": TEXT,
         "attributes": ["main_category", "categories", "store"],
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmrec_ray.data.importers.original import Found, folders_of, nothing_found
+from llmrec_ray.data.importers.original import Found, folders_of, nothing_found, pattern_of
 
 __all__ = ["GENRES", "find_movielens"]
 
@@ -93,7 +93,7 @@ def _found(folder: Path, form: str, words: str, log: Section, films: Section, pe
 
 
 def _at(folder: Path, name: str, section: dict[str, Any]) -> dict[str, Any]:
-    return {"paths": [str(folder.absolute() / name)], **section}
+    return {"paths": [pattern_of(folder / name)], **section}
 
 
 def _name(folder: Path, form: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO
 
 from llmrec_ray.errors import DataError, MissingInputError
 
-__all__ = ["Found", "files_below", "first_lines", "first_record", "folders_of", "nothing_found"]
+__all__ = ["Found", "files_below", "first_lines", "first_record", "folders_of", "nothing_found", "pattern_of"]
 
 MAX_NAMES = 12
 
@@ -46,6 +48,11 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
+def pattern_of(path: Path) -> str:
+    """The path as a recipe names it, absolute, with what would make a glob of it written out."""
+    return re.sub(r"[*[]", r"[\g<0>]", str(path.absolute()))
+
+
 def first_lines(path: Path, count: int = 1) -> list[str]:
     """Up to `count` lines from the start of a text file, unpacked when its name ends in .gz or .bz2, without line ends.
 
@@ -54,7 +61,7 @@ def first_lines(path: Path, count: int = 1) -> list[str]:
     try:
         with _opened(path) as stream:
             lines = [line.decode("utf-8-sig").rstrip("\r\n") for line in islice(stream, count)]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): fetch the original file again.") from None
     return lines
 
@@ -64,7 +71,7 @@ def first_record(path: Path) -> dict[str, Any]:
     line = next(iter(first_lines(path)), "")
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise DataError(f"{path} holds no JSON lines, its first line is {line[:80]!r}: fetch the original file again.")

@@ -6,11 +6,12 @@ column (`item_id:token`), as recbole.io/docs/user_guide/data/atomic_files.html d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrec_ray.data.importers.original import Found, first_lines, folders_of, nothing_found
+from llmrec_ray.data.importers.original import Found, first_lines, folders_of, nothing_found, pattern_of
 from llmrec_ray.errors import DataError
 
 __all__ = ["find_recbole"]
@@ -103,7 +104,7 @@ def _log(logs: list[Path], columns: list[_Column], user: _Column, item: _Column,
     for value in _named(columns, VALUE_NAMES)[:1]:
         roles["value"] = value
     return {
-        "paths": [str(path.absolute()) for path in logs], "format": "tsv", "quotes": False,
+        "paths": [pattern_of(path) for path in logs], "format": "tsv", "quotes": False,
         "columns": {role: column.written for role, column in roles.items()},
         "timestamp_unit": _unit(logs[0], columns.index(time)),
     }
@@ -121,26 +122,29 @@ def _unit(path: Path, place: int) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _table(path: Path, columns: list[_Column], id_: _Column, *, titled: bool) -> dict[str, Any] | None:
     """None for a table that says nothing but ids."""
-    told = [
-        column for column in columns
-        if column.name != id_.name and column.type != "float_seq" and not any(word in column.name for word in NO_TEXT)
-    ]
+    told = [column for column in columns if column.name != id_.name and _tells(column)]
     if id_.name not in {column.name for column in columns} or not told:
         return None
     title = next((column for word in TITLE_WORDS for column in told if word in column.name), None) if titled else None
     kept = [column.name for column in told if column is not title and not _is_long(column)]
     names = {column.name: column.written for column in [id_, *told]}
     return {
-        "paths": [str(path.absolute())], "format": "tsv", "quotes": False, "columns": names, "id": id_.name,
+        "paths": [pattern_of(path)], "format": "tsv", "quotes": False, "columns": names, "id": id_.name,
         **({"title": title.name} if title else {}), "template": _template(told, title), "attributes": kept,
     }
+
+
+def _tells(column: _Column) -> bool:
+    """Whether it says something in words or numbers, under a name that a template can hold."""
+    return column.type != "float_seq" and not any(word in column.name for word in (*NO_TEXT, *"{}:!"))
 
 
 def _is_long(column: _Column) -> bool:
