@@ -12,7 +12,8 @@ import polars as pl
 
 from llmrec_ray.config import LogConfig, TableConfig
 from llmrec_ray.data.pieces import Piece, cut_pieces, digest
-from llmrec_ray.data.records import RECORD, Records, read_piece
+from llmrec_ray.data.readers import read_piece
+from llmrec_ray.data.records import RECORD, Records
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.data.table_columns import file_columns, named_columns
 from llmrec_ray.data.times import TIME_LIMIT_US, microseconds
@@ -22,6 +23,8 @@ from llmrec_ray.types import Columns
 __all__ = ["FILE_NUMBER", "QUARANTINE_SCHEMA", "ParsedBlock", "ParsedFile", "parse_file", "parse_piece", "sample_users"]
 
 FILE_NUMBER = "__file__"
+BETWEEN_VALUES = ", "
+SAMPLE_BYTES_A_RECORD = 64
 REASON = "__reason__"
 FILTER = "__filter__"
 FILTERS = ("other_event", "below_min_value")
@@ -51,7 +54,10 @@ class ParsedBlock:
 def parse_piece(piece: Piece) -> Iterator[ParsedBlock]:
     """Read and validate one piece, block by block. Raises MissingInputError and DataError naming the file."""
     source = piece.source
-    for records in read_piece(piece, _columns(source.config)):
+    optional, is_table = _optional(source.config), isinstance(source.config, TableConfig)
+    for records in read_piece(piece, _columns(source.config), optional=optional, join_lists=is_table):
+        if is_table:
+            records = replace(records, frame=_with_joined_lists(records.frame))
         _refuse_nested(records.frame.schema, source.name)
         yield _parsed(source, records)
 
@@ -62,10 +68,11 @@ def sample_users(piece: Piece, n: int = 4096) -> pl.Series:
     Raises MissingInputError and DataError when the file cannot be read at all.
     """
     column = _log(piece.source).columns.user_id
-    records = next(read_piece(piece, [column], limit=n), None)
+    records = next(read_piece(piece, [column], block_bytes=n * SAMPLE_BYTES_A_RECORD, block_rows=n), None)
     if records is None:
         return pl.Series(Columns.USER_ID, [], dtype=pl.String)
-    return records.frame.select(_id(column, records.frame.schema).alias(Columns.USER_ID)).to_series().drop_nulls()
+    frame = records.frame.head(n)
+    return frame.select(_id(column, frame.schema).alias(Columns.USER_ID)).to_series().drop_nulls()
 
 
 def _log(source: SourceFile) -> LogConfig:
@@ -79,6 +86,21 @@ def _columns(config: LogConfig | TableConfig) -> list[str]:
     names = config.columns
     optional = (names.value, names.event, names.event_id, names.session, *names.context)
     return list(dict.fromkeys([names.user_id, names.item_id, names.timestamp, *filter(None, optional)]))
+
+
+def _optional(config: LogConfig | TableConfig) -> tuple[str, ...]:
+    has_default = isinstance(config, LogConfig) and config.missing_value is not None and config.columns.value
+    return (has_default,) if has_default else ()
+
+
+def _with_joined_lists(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists of single values become these as text; other nested columns stay as they are."""
+    lists = [
+        name for name, dtype in frame.schema.items()
+        if isinstance(dtype, pl.List | pl.Array) and not dtype.inner.is_nested() and dtype.inner != pl.Object
+    ]
+    joined = (pl.col(name).cast(pl.List(pl.String)).list.drop_nulls().list.join(BETWEEN_VALUES) for name in lists)
+    return frame.with_columns(joined)
 
 
 def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:

@@ -1,7 +1,7 @@
 """Files -> pieces of them that tasks can read apart, each from a record's first byte (or row group) to another's.
 
 Where a file is cut never changes what is read from it: text is cut only where a record begins however the lines before
-are read. Compressed files and text in object stores stay whole.
+are read. Compressed files and UTF-16 stay whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import MappingProxyType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmrec_ray.data.blocks import can_cut, next_cut
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import DataError
 
@@ -63,7 +64,7 @@ def digest(piece: Piece) -> str:
     """SHA-256 of the piece's share of the bytes of its file; the shares of all its pieces make up the file."""
     start, stop = _share(piece) if piece.source.config.format == "parquet" else (piece.start, piece.stop)
     sha256 = hashlib.sha256()
-    for chunk in _stored(piece.source, start, stop):
+    for chunk in piece.source.stored_bytes(start, stop):
         sha256.update(chunk)
     return sha256.hexdigest()
 
@@ -90,8 +91,18 @@ def open_parquet(source: SourceFile) -> pq.ParquetFile:
 def _cuts(source: SourceFile, piece_bytes: int, piece_rows: int, start: int) -> Iterator[tuple[int, int]]:
     if source.config.format == "parquet":
         yield from _row_group_cuts(open_parquet(source).metadata, piece_rows)
-    elif start < (stop := _end(source)) or not source.may_grow:
-        yield start, stop
+        return
+    stop = _end(source)
+    if start >= stop and source.may_grow:
+        return
+    target = start + piece_bytes
+    while can_cut(source) and target < stop:
+        cut = next_cut(source, target)
+        if cut is not None and cut < stop:
+            yield start, cut
+            start = target = cut
+        target += piece_bytes
+    yield start, stop
 
 
 def _row_group_cuts(metadata: pq.FileMetaData, piece_rows: int) -> Iterator[tuple[int, int]]:
@@ -109,21 +120,10 @@ def _end(source: SourceFile) -> int:
     start = source.size_bytes
     while source.may_grow and start > 0:
         stop, start = start, max(0, start - READ_BYTES)
-        last = b"".join(_stored(source, start, stop)).rfind(b"\n")
+        last = b"".join(source.stored_bytes(start, stop)).rfind(b"\n")
         if last >= 0:
             return start + last + 1
     return start
-
-
-def _stored(source: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-    try:
-        with source.open_raw() as file:
-            file.seek(start)
-            while start < stop and (chunk := file.read(min(READ_BYTES, stop - start))):
-                start += len(chunk)
-                yield chunk
-    except OSError as error:
-        raise source.unreadable(error) from None
 
 
 def _share(piece: Piece) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
@@ -30,6 +30,7 @@ ANY_FOLDERS = "**"
 EVENTS_FOLDER = "{events}"
 EVENT_FILES = ("*.jsonl", "*.jsonl.*")
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+READ_BYTES = 4 * 1024 * 1024
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 FEEDBACK = LogConfig(
@@ -80,12 +81,34 @@ class SourceFile:
             unquote(name): None if value == NULL_PARTITION else unquote(value) for name, _, value in pairs if name
         }
 
-    def open_stream(self) -> pa.NativeFile:
-        """The bytes from the first on, unpacked when the name ends in .gz, .bz2, .zst or .lz4.
+    def read_bytes(self, start: int, stop: int, chunk_bytes: int = READ_BYTES) -> Iterator[bytes]:
+        """The bytes between two places; those of a compressed file all, unpacked. Raises as `stored_bytes` does."""
+        if not self.is_compressed:
+            yield from self.stored_bytes(start, stop, chunk_bytes)
+            return
+        try:
+            with self._opened(lambda store, path: store.open_input_stream(path)) as stream:
+                while chunk := stream.read(chunk_bytes):
+                    yield chunk
+        except OSError as error:
+            raise self.unreadable(error) from None
 
-        Raises MissingInputError when the file went away.
+    def stored_bytes(self, start: int, stop: int, chunk_bytes: int = READ_BYTES) -> Iterator[bytes]:
+        """The bytes between two places as they are stored, chunk by chunk.
+
+        Raises MissingInputError when the file went away, cannot be read or has become shorter.
         """
-        return self._opened(lambda store, path: store.open_input_stream(path))
+        try:
+            with self.open_raw() as file:
+                file.seek(start)
+                while start < stop:
+                    chunk = file.read(min(chunk_bytes, stop - start))
+                    if not chunk:
+                        raise self.unreadable(EOFError(f"it ends at byte {start:,}, {stop - start:,} bytes early"))
+                    start += len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise self.unreadable(error) from None
 
     def open_raw(self) -> pa.NativeFile:
         """The bytes as they are stored, from anywhere. Raises MissingInputError when the file went away."""
