@@ -296,7 +296,7 @@ class DataConfig(Section):
     """Which users are left out as robots or outliers."""
     cooccurrence: Cooccurrence | None = None
     """Also make the table of items that are met together."""
-    popularity_days: PositiveFloat = 7.0
+    popularity_days: Annotated[float, Field(ge=0.01)] = 7.0
     """Length of the periods, in days, in which the events of each item are counted."""
     min_user_interactions: PositiveInt = 5
     """k-core: users with fewer events are dropped (3 is the least that a leave_one_out split can use)."""

@@ -16,6 +16,7 @@ import polars as pl
 
 from llmrec_ray.artifact import Artifact, open_artifact
 from llmrec_ray.config.data import BehaviourConfig, Split
+from llmrec_ray.data.aggregates import COOCCURRENCE, merge_popularity
 from llmrec_ray.data.behaviour import tell_behaviour
 from llmrec_ray.types import Columns, FloatArray, Histories, IntArray, SplitName
 from llmrec_ray.vocab import Vocabulary
@@ -125,6 +126,22 @@ class Dataset:
         column in a Dataset of a version that kept none."""
         path = self.artifact.path / "user_attributes.parquet"
         return pl.read_parquet(path).drop(Columns.USER_ROW) if path.exists() else pl.DataFrame()
+
+    @cached_property
+    def popularity_over_time(self) -> pl.DataFrame:
+        """Train events per item and period of `data.popularity_days`: item_row int64, period_start datetime (UTC),
+        events int64, sorted by both; periods without an event are missing. Empty in a Dataset of a version that kept
+        none."""
+        path = self.artifact.path / "popularity.parquet"
+        return pl.read_parquet(path) if path.exists() else merge_popularity([])
+
+    @cached_property
+    def cooccurrence(self) -> pl.DataFrame:
+        """The companions of each item in the train histories, see `data.cooccurrence`: item_row, other_row, count
+        int64 (people who met both), sorted by item, then from the most frequent; empty where the recipe asks for none.
+        """
+        files = sorted((self.artifact.path / "cooccurrence").glob("*.parquet"))
+        return pl.concat([pl.DataFrame(schema=COOCCURRENCE), *map(pl.read_parquet, files)])
 
     @property
     def split(self) -> Split:

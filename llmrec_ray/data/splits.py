@@ -109,7 +109,8 @@ class SplitPlan:
         users = events[Columns.USER_ROW].to_numpy()
         if self.folds is None:
             return _last_two_held_out(users)
-        splits = _cold_splits(self.cold_fold)[self.folds[events[Columns.ITEM_ROW].to_numpy()]]
+        items: IntArray = events[Columns.ITEM_ROW].to_numpy()
+        splits = _cold_splits(self.cold_fold)[self.folds[items]]
         warm = np.flatnonzero(splits == TRAIN)
         splits[warm] = _last_two_held_out(users[warm])
         return splits
