@@ -48,10 +48,9 @@ def clean_text(text: str) -> str:
     text that was escaped several times, as in `&amp;quot;`, is read too. No case, accent or punctuation is lost.
     """
     for _ in range(MOST_ESCAPES):
-        cleaned = _clean_once(text)
-        if cleaned == text:
+        before, text = text, _clean_once(text)
+        if text == before or not ("&" in text or "<" in text):
             break
-        text = cleaned
     return text
 
 
@@ -132,9 +131,12 @@ class TextTemplate:
 
 
 def _clean_once(text: str) -> str:
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), _INVISIBLE.sub("", text))
-    text = _BLOCK.sub(" ", _INLINE.sub("", text))
-    return unicodedata.normalize("NFC", _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip())
+    text = _INVISIBLE.sub("", text)
+    if "&" in text:
+        text = _INVISIBLE.sub("", _ENTITY.sub(lambda entity: html.unescape(entity[0]), text))
+    if "<" in text:
+        text = _BLOCK.sub(" ", _INLINE.sub("", text))
+    return unicodedata.normalize("NFC", " ".join(_CONTROL.sub(" ", text).split()))
 
 
 def _spelt(column: pl.Series) -> pl.Series:
