@@ -13,7 +13,15 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
+from llmrec_ray.config import DataConfig
+from llmrec_ray.data.aggregates import (
+    cut_pairs,
+    merge_pairs,
+    merge_popularity,
+    part_popularity,
+    plan_aggregates,
+    write_pairs,
+)
 
 MONDAY = datetime(2024, 3, 4, tzinfo=UTC)
 SPLITS = ("train", "validation", "test")
@@ -47,6 +55,29 @@ def test_popularity_counts_train_events_per_period_since_1970():
     assert daily.rows() == [(3, MONDAY, 2), (5, MONDAY + timedelta(days=1), 2)]
     assert daily.schema == {"item_row": pl.Int64, "period_start": pl.Datetime("us", "UTC"), "events": pl.Int64}
     assert part_popularity(frame, 0.25).height == 2
+
+
+def test_what_the_recipe_asks_for_is_counted_in_parts_and_merged_into_files(tmp_path):
+    data = DataConfig.model_validate({
+        "interactions": {"paths": ["log"]}, "cooccurrence": {"within": 1, "top": 1}, "popularity_days": 1
+    })
+    aggregates = plan_aggregates(data, np.array([2, 2, 1]), tmp_path / "scratch")
+    parts = [part([0, 1, 2]), part([0, 1], first_user=1)]
+    for number, frame in enumerate(parts):
+        aggregates.count(frame, f"part-{number:05}")
+    aggregates.merge_popularity(tmp_path)
+    for number in range(len(aggregates.starts)):
+        aggregates.merge_pairs(number, tmp_path)
+    assert pl.read_parquet(tmp_path / "popularity.parquet").equals(part_popularity(pl.concat(parts), 1.0))
+    assert pl.read_parquet(tmp_path / "cooccurrence" / "*.parquet").rows() == [(0, 1, 2), (1, 0, 2), (2, 1, 1)]
+
+
+def test_without_cooccurrence_no_pairs_are_counted(tmp_path):
+    data = DataConfig.model_validate({"interactions": {"paths": ["log"]}})
+    aggregates = plan_aggregates(data, np.array([1, 1]), tmp_path / "scratch")
+    aggregates.count(part([0, 1]), "part-00000")
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["part-00000.popularity"]
+    assert aggregates.starts == []
 
 
 def test_popularity_of_nothing_has_its_columns():
