@@ -59,7 +59,7 @@ class Aggregates:
 
     def merge_popularity(self, folder: Path) -> None:
         """Write `popularity.parquet`, out of all parts, into `folder`."""
-        parts = [pl.read_ipc(path, memory_map=False) for path in sorted(self.scratch.glob("*.popularity"))]
+        parts = [pl.read_ipc(path) for path in sorted(self.scratch.glob("*.popularity"))]
         merge_popularity(parts).write_parquet(folder / "popularity.parquet")
 
     def merge_pairs(self, number: int, folder: Path) -> None:
