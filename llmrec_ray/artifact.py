@@ -50,6 +50,7 @@ __all__ = [
     "read_json",
     "remove_artifact",
     "saving",
+    "temporary_folder",
     "write_json_atomic",
     "write_new_json",
 ]
@@ -59,6 +60,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 IN_USE = ".in-use"
 PLURALS = {"index": "indexes", "vectors": "vectors"}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_IN_WORDS = tuple(os.strerror(number) for number in FULL)
 LIBRARIES = ("numpy", "polars", "pyarrow", "ray", "torch", "transformers", "deepspeed", "faiss-cpu")
@@ -200,7 +202,8 @@ class Workspace:
             raise ArtifactError(f"{self.uri} is not a local folder, but {name} must be kept on a local disk.")
         folder = Path(base) / name
         if make:
-            folder.mkdir(parents=True, exist_ok=True)
+            with saving(f"The folder {name}", base):
+                folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
@@ -268,21 +271,52 @@ def read_json(uri: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def saving(what: str, folder: str | Path) -> Iterator[None]:
-    """Within it an error because `folder` is full, whatever library raises it, becomes DiskFullError."""
+    """Within it an error because `folder` is full, whatever library raises it, becomes DiskFullError, and one because
+    it may not be written ArtifactError."""
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise DiskFullError(
-            f"{what} could not be saved, since the disk of {folder} is full ({free_space(folder)} are free): make "
-            "room there, or set workspace to a larger disk, and run the same command again."
-        ) from error
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"{what} could not be saved, since the disk of {folder} is full ({free_space(folder)} are free): make "
+                "room there, or set workspace to a larger disk, and run the same command again."
+            ) from error
+        if _is_forbidden(error, folder):
+            raise ArtifactError(
+                f"{what} could not be saved, since {folder} may not be written ({error}): let this user write there, "
+                "or set workspace to another folder."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path, name: str, *, what: str) -> Iterator[Path]:
+    """A new folder `.<name>-…` below `parent` for the length of the block, or until it is renamed.
+
+    Those of processes that were killed are removed first. A disk that is full or may not be written is an error as
+    `saving` makes it, about `what`.
+    """
+    folder = parent / f".{name}-{uuid.uuid4().hex}"
+    with saving(what, parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, name)
+        with _marked_as_in_use(folder):
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk, a quota or a file is full; Rust libraries say it in words only."""
     return getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_IN_WORDS)
+
+
+def _is_forbidden(error: BaseException, folder: str | Path) -> bool:
+    return (
+        isinstance(error, OSError) and error.errno in FORBIDDEN and str(error.filename).startswith(str(folder))
+    )
 
 
 def free_space(folder: str | Path) -> str:
@@ -338,21 +372,13 @@ def _is_local(filesystem: pafs.FileSystem) -> bool:
 @contextlib.contextmanager
 def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterator[Path]:
     parent = Path(base) if _is_local(filesystem) else Path(tempfile.gettempdir())
-    folder = parent / f".staging-{kind}-{uuid.uuid4().hex}"
-    with saving(f"The {kind}", parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent)
-        with _marked_as_in_use(folder):
-            try:
-                folder.mkdir()
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder(parent, f"staging-{kind}", what=f"The {kind}") as folder:
+        yield folder
 
 
 @contextlib.contextmanager
 def _marked_as_in_use(folder: Path) -> Iterator[None]:
-    """Hold a locked file beside a staging folder, which the system unlocks when this process is killed."""
+    """Hold a locked file beside a folder, which the system unlocks when this process is killed."""
     mark = folder.with_name(f"{folder.name}{IN_USE}")
     with mark.open("w") as handle:
         with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
@@ -363,9 +389,9 @@ def _marked_as_in_use(folder: Path) -> Iterator[None]:
             mark.unlink(missing_ok=True)
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Remove staging folders of processes that were killed."""
-    for mark in parent.glob(f".staging-*{IN_USE}"):
+def _remove_abandoned(parent: Path, name: str) -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for mark in parent.glob(f".{name}-*{IN_USE}"):
         with contextlib.suppress(OSError), mark.open("r+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for folder in parent.glob(f"{mark.name.removesuffix(IN_USE)}*"):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -113,16 +112,16 @@ def test_parts_hold_whole_users_and_follow_from_the_counts_alone(counts):
 
 def test_scratch_is_gone_after_the_run_and_so_is_that_of_a_killed_one_but_not_that_of_a_running_one(tmp_path: Path):
     parent = tmp_path / "scratch"
-    killed, running = parent / "ingest-killed", parent / "ingest-running"
-    for folder in (killed, running):
-        folder.mkdir(parents=True)
-        (folder / "lock").touch()
-    with (running / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    killed = parent / ".ingest-killed"
+    killed.mkdir(parents=True)
+    killed.with_name(".ingest-killed.in-use").touch()
+    with scratch_folder(parent) as running:
+        assert not killed.exists()
         with scratch_folder(parent) as folder:
             (folder / "file").write_text("data")
-            assert sorted(path.name for path in parent.iterdir()) == sorted([folder.name, running.name])
-        assert [path.name for path in parent.iterdir()] == [running.name]
+            assert sorted(path for path in parent.iterdir() if path.is_dir()) == sorted([folder, running])
+        assert running.exists()
+    assert not parent.exists()
     with pytest.raises(RuntimeError), scratch_folder(parent):
         raise RuntimeError
     assert not parent.exists()
