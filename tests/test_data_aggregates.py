@@ -13,15 +13,10 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_ray.config import DataConfig
-from llmrec_ray.data.aggregates import (
-    cut_pairs,
-    merge_pairs,
-    merge_popularity,
-    part_popularity,
-    plan_aggregates,
-    write_pairs,
-)
+from llmrec_ray.artifact import Workspace
+from llmrec_ray.data import Dataset, ingest
+from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
+from tests.boards import board_recipe, write_board
 
 MONDAY = datetime(2024, 3, 4, tzinfo=UTC)
 SPLITS = ("train", "validation", "test")
@@ -55,29 +50,6 @@ def test_popularity_counts_train_events_per_period_since_1970():
     assert daily.rows() == [(3, MONDAY, 2), (5, MONDAY + timedelta(days=1), 2)]
     assert daily.schema == {"item_row": pl.Int64, "period_start": pl.Datetime("us", "UTC"), "events": pl.Int64}
     assert part_popularity(frame, 0.25).height == 2
-
-
-def test_what_the_recipe_asks_for_is_counted_in_parts_and_merged_into_files(tmp_path):
-    data = DataConfig.model_validate({
-        "interactions": {"paths": ["log"]}, "cooccurrence": {"within": 1, "top": 1}, "popularity_days": 1
-    })
-    aggregates = plan_aggregates(data, np.array([2, 2, 1]), tmp_path / "scratch")
-    parts = [part([0, 1, 2]), part([0, 1], first_user=1)]
-    for number, frame in enumerate(parts):
-        aggregates.count(frame, f"part-{number:05}")
-    aggregates.merge_popularity(tmp_path)
-    for number in range(len(aggregates.starts)):
-        aggregates.merge_pairs(number, tmp_path)
-    assert pl.read_parquet(tmp_path / "popularity.parquet").equals(part_popularity(pl.concat(parts), 1.0))
-    assert pl.read_parquet(tmp_path / "cooccurrence" / "*.parquet").rows() == [(0, 1, 2), (1, 0, 2), (2, 1, 1)]
-
-
-def test_without_cooccurrence_no_pairs_are_counted(tmp_path):
-    data = DataConfig.model_validate({"interactions": {"paths": ["log"]}})
-    aggregates = plan_aggregates(data, np.array([1, 1]), tmp_path / "scratch")
-    aggregates.count(part([0, 1]), "part-00000")
-    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["part-00000.popularity"]
-    assert aggregates.starts == []
 
 
 def test_popularity_of_nothing_has_its_columns():
@@ -136,3 +108,31 @@ def test_many_steps_are_counted_in_several_files_alike(monkeypatch):
     whole = together(parts, within=4, top=9, starts=[0, 2])
     monkeypatch.setattr("llmrec_ray.data.aggregates.PAIRS_AT_ONCE", 20)
     assert together(parts, within=4, top=9, starts=[0, 2]).equals(whole)
+
+
+def made(folder: Path, **data: object) -> Dataset:
+    recipe = board_recipe(folder, data=data)
+    return Dataset.open(ingest(recipe, folder, Workspace(str(folder / "work"))).uri)
+
+
+def test_a_dataset_keeps_popularity_and_companions_of_its_train_split(tmp_path):
+    write_board(tmp_path)
+    dataset = made(tmp_path, cooccurrence={"within": 2, "top": 3}, popularity_days=0.01)
+    events = dataset.interactions
+    assert dataset.popularity_over_time.equals(part_popularity(events, 0.01))
+    assert dataset.popularity_over_time["events"].sum() == len(dataset.histories("train").item_rows) == 40 * 18
+    assert dataset.cooccurrence.equals(together([events], within=2, top=3, starts=[0]))
+    assert dataset.cooccurrence["item_row"].value_counts()["count"].max() == 3
+    colours = dataset.item_attributes["colour"].to_numpy()
+    same = colours[dataset.cooccurrence["item_row"].to_numpy()] == colours[dataset.cooccurrence["other_row"].to_numpy()]
+    assert same.all()
+
+
+def test_without_the_section_there_are_no_companions(tmp_path):
+    write_board(tmp_path)
+    dataset = made(tmp_path)
+    assert dataset.cooccurrence.is_empty()
+    assert dataset.cooccurrence.columns == ["item_row", "other_row", "count"]
+    assert not (dataset.artifact.path / "cooccurrence").exists()
+    (dataset.artifact.path / "popularity.parquet").unlink()
+    assert Dataset(dataset.artifact).popularity_over_time.schema == part_popularity(part(), 7.0).schema

@@ -11,7 +11,6 @@ are added; neither parts nor ranges of items can change the result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmrec_ray.config import DataConfig
-from llmrec_ray.config.data import Cooccurrence
 from llmrec_ray.types import Columns, IntArray
 
-__all__ = [
-    "COOCCURRENCE", "Aggregates", "cut_pairs", "merge_pairs", "merge_popularity", "part_popularity", "plan_aggregates",
-    "write_pairs",
-]
+__all__ = ["COOCCURRENCE", "cut_pairs", "merge_pairs", "merge_popularity", "part_popularity", "write_pairs"]
 
 DAY_US = 86_400_000_000
 PERIOD, EVENTS = "period_start", "events"
@@ -37,44 +31,6 @@ MASK = HALF - 1
 Types = dict[str, "pl.DataType | type[pl.DataType]"]
 COOCCURRENCE: Types = {Columns.ITEM_ROW: pl.Int64, OTHER: pl.Int64, COUNT: pl.Int64}
 POPULARITY: Types = {Columns.ITEM_ROW: pl.Int64, PERIOD: pl.Datetime("us", "UTC"), EVENTS: pl.Int64}
-
-
-@dataclass(frozen=True)
-class Aggregates:
-    """Counts parts one by one into files of a scratch folder, and merges those into a Dataset's; picklable.
-
-    starts: first item row of each range of items, empty where the recipe asks for no co-occurrence.
-    """
-
-    popularity_days: float
-    cooccurrence: Cooccurrence | None
-    starts: list[int]
-    scratch: Path
-
-    def count(self, part: pl.DataFrame, name: str) -> None:
-        """Count a part (user_row, item_row, timestamp, split, sorted; whole histories) that has this name."""
-        part_popularity(part, self.popularity_days).write_ipc(self.scratch / f"{name}.popularity")
-        if self.cooccurrence is not None:
-            write_pairs(part, self.cooccurrence.within, self.starts, self.scratch, name)
-
-    def merge_popularity(self, folder: Path) -> None:
-        """Write `popularity.parquet`, out of all parts, into `folder`."""
-        parts = [pl.read_ipc(path) for path in sorted(self.scratch.glob("*.popularity"))]
-        merge_popularity(parts).write_parquet(folder / "popularity.parquet")
-
-    def merge_pairs(self, number: int, folder: Path) -> None:
-        """Write the companions of the items of one range, out of all parts, into `folder`/cooccurrence."""
-        assert self.cooccurrence is not None, "Pairs were not counted. This is a bug."
-        companions = merge_pairs(number, self.scratch, self.cooccurrence.top)
-        (folder / "cooccurrence").mkdir(exist_ok=True)
-        companions.write_parquet(folder / "cooccurrence" / f"part-{number:05}.parquet")
-
-
-def plan_aggregates(data: DataConfig, events_per_item: IntArray, scratch: Path) -> Aggregates:
-    """What to count for `data`; events_per_item: [n_items], in all parts. Makes the folder `scratch`."""
-    scratch.mkdir()
-    starts = [] if data.cooccurrence is None else cut_pairs(events_per_item, data.cooccurrence.within)
-    return Aggregates(data.popularity_days, data.cooccurrence, starts, scratch)
 
 
 def part_popularity(part: pl.DataFrame, days: float) -> pl.DataFrame:
