@@ -20,6 +20,7 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import load_recipe
 from llmrec_ray.data import Dataset, fetch, ingest
 from llmrec_ray.errors import ArtifactError, DiskFullError, MissingInputError
+from llmrec_ray.stages import ingest_stage
 
 module = importlib.import_module("llmrec_ray.data.fetch")  # the function has the same name
 UNREACHABLE = "<urlopen error no route>"
@@ -224,6 +225,17 @@ def test_a_failed_fetch_leaves_no_folder(tmp_path, monkeypatch):
         fetch("movielens-100k", tmp_path / "runs" / "films" / "raw")
     assert str(refusal.value) == (
         f"{tmp_path}/runs/films/raw cannot be written ({UNREACHABLE}): set workspace to a folder that can."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ingest_before_the_fetch_says_what_to_run_and_leaves_no_folder(tmp_path):
+    recipe = load_recipe("movielens-100k", overrides=[f"workspace={tmp_path}/films"])
+    with pytest.raises(MissingInputError) as missing:
+        ingest_stage(recipe)
+    assert str(missing.value) == (
+        f"No file matches {tmp_path}/films/raw/interactions.tsv (data.interactions.paths): run `llmrec data fetch "
+        "movielens-100k` first, or correct the path."
     )
     assert list(tmp_path.iterdir()) == []
 

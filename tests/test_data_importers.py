@@ -135,9 +135,10 @@ def test_one_category_of_amazon_reviews_2023(tmp_path):
     assert list(dataset.items) == ["B0001", "B0002", "B0003", "B0004", "B0005"]
     assert dataset.interactions["timestamp"][0] == datetime.fromtimestamp(START_S + 360.923, UTC)
     assert texts(dataset)["B0001"] == (
-        "All_Beauty thing 1. By Howard Products. Beauty, Hair Care. Soft, Vegan A thing., For hair."
+        "All_Beauty thing 1. Store: Howard Products. Categories: Beauty, Hair Care. Features: Soft, Vegan. "
+        "Description: A thing., For hair."
     )
-    assert texts(dataset)["B0003"] == "All_Beauty thing 3."
+    assert texts(dataset)["B0003"] == "All_Beauty thing 3"
     assert columns(dataset, "B0001", "B0003", attribute="categories") == ["Beauty, Hair Care", None]
     assert dataset.item_attributes.columns == ["main_category", "categories", "store"]
 
@@ -155,19 +156,20 @@ def test_categories_of_amazon_reviews_2023_are_domains_with_the_same_people(tmp_
 
 
 def test_the_small_form_of_amazon_reviews_is_taken_and_two_of_a_kind_are_refused(tmp_path):
-    write_amazon(tmp_path / "raw", "Books")
-    small = tmp_path / "0core" / "Books.csv"
+    folder = tmp_path / "amazon"
+    write_amazon(folder / "raw", "Books")
+    small = folder / "0core" / "Books.csv"
     small.parent.mkdir()
-    rows = "".join(f"AE{u},B0{i:03},4.0,{t}123\n" for u, i, t in LOG)
+    rows = "".join(f"AE{u},B0{i:03},4.0,{t}923\n" for u, i, t in LOG)
     small.write_text("user_id,parent_asin,rating,timestamp\n" + rows)
-    recipe = imported("amazon-reviews-2023", tmp_path / "amazon" if (tmp_path / "amazon").exists() else tmp_path)
+    recipe = imported("amazon-reviews-2023", folder)
     assert recipe.data.interactions[0].paths == (str(small),)
     assert len(dataset_of(recipe).interactions) == len(LOG)
-    other = tmp_path / "5core" / "Books.csv"
+    other = folder / "5core" / "Books.csv"
     other.parent.mkdir()
     other.write_text(small.read_text())
     with pytest.raises(DataError) as refusal:
-        import_recipe("amazon-reviews-2023", tmp_path)
+        import_recipe("amazon-reviews-2023", folder)
     assert str(refusal.value) == f"There are two files of Books, {small} and {other}: name the folder of one of them."
 
 
@@ -191,7 +193,7 @@ def test_atomic_files_of_recbole(tmp_path):
     check_log(dataset, values={3.0})
     assert texts(dataset)["1"] == "Toy Story. Release year: 1995. Class: Animation Children's Comedy"
     assert texts(dataset)["3"] == '"Great Performances" Cats. Release year: 1998. Class: Musical'
-    assert texts(dataset)["5"] == "Release year: 1967."
+    assert texts(dataset)["5"] == "Release year: 1967"
     assert titles(dataset)["5"] == "5"
     assert columns(dataset, "2", "4", attribute="release_year") == [1995, None]
     assert dataset.item_attributes.columns == ["release_year", "class"]

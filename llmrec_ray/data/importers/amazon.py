@@ -19,7 +19,7 @@ __all__ = ["find_amazon"]
 NAME = re.compile(r"(meta_)?([A-Za-z0-9_]+)\.(?:jsonl|csv)(?:\.gz)?")
 REVIEW_FIELDS = {"user_id", "parent_asin", "rating", "timestamp"}
 ITEM_FIELDS = {"parent_asin", "title"}
-TEXT = "{title}. By {store}. {categories}. {features} {description}"
+TEXT = "{title}. Store: {store}. Categories: {categories}. Features: {features}. Description: {description}"
 LOG_COLUMNS = {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp", "value": "rating"}
 
 
