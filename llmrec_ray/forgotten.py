@@ -9,10 +9,12 @@ still tell who is in it, so it is as private as the workspace. Knows neither art
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +24,7 @@ import polars as pl
 from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
 from llmrec_ray.errors import CorruptArtifactError
 
-__all__ = ["FORGOTTEN", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri"]
+__all__ = ["FORGOTTEN", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri", "remember"]
 
 FORGOTTEN = "forgotten.json"
 PREFIX = "forgotten:"
@@ -98,6 +100,11 @@ class TombstonesFile:
         self._seen: tuple[int, int] | None = None
         self._tombstones = Tombstones()
 
+    @property
+    def last(self) -> Tombstones:
+        """What the file said when it was last read."""
+        return self._tombstones
+
     def now(self) -> Tombstones:
         """What the file says at this moment. Raises OSError and CorruptArtifactError."""
         try:
@@ -120,6 +127,30 @@ def forgotten_uri(workspace: Workspace) -> str:
 def forgotten_in(workspace: Workspace) -> Tombstones:
     """Whom the artifacts of a workspace must not name. Raises CorruptArtifactError."""
     return Tombstones.read(forgotten_uri(workspace))
+
+
+def remember(uri: str, user_id: str, *, done: bool) -> Tombstones:
+    """Put a person on the list at a URI, or change their mark, and return the list.
+
+    On an object store, which knows no locks, nobody else may do so at the same moment. Raises CorruptArtifactError and
+    what the storage raises.
+    """
+    with _alone(uri):
+        tombstones = Tombstones.read(uri).with_user(user_id, done=done)
+        tombstones.write(uri)
+    return tombstones
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    if not Workspace(uri).is_local:
+        yield
+        return
+    path = Path(uri.removeprefix("file://"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _read_local(path: Path) -> Tombstones:

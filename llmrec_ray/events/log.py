@@ -61,6 +61,12 @@ class EventLog:
         except (OSError, CorruptArtifactError) as error:
             raise EventLogError(f"Nothing can be read from or written to the event log: {error}") from error
 
+    def is_forgotten(self, user_id: str) -> bool:
+        """Whether a person was forgotten, as it was when that could last be told."""
+        with contextlib.suppress(OSError, CorruptArtifactError):
+            self._tombstones.now()
+        return user_id in self._tombstones.last
+
     @contextlib.contextmanager
     def appending(self) -> Iterator[Tombstones]:
         """While the block lasts nobody new is forgotten; those who were must not be appended. Any number of processes

@@ -95,8 +95,8 @@ class EventStore:
             raise EventViewError(message, self._local_newest(user_ids, n)) from error
 
     def is_forgotten(self, user_id: str) -> bool:
-        """Whether a person was forgotten, so that nothing they do is kept. Raises EventLogError."""
-        return user_id in self.log.forgotten
+        """Whether a person was forgotten, so that nothing they do is kept."""
+        return self.log.is_forgotten(user_id)
 
     def forget(self, tombstones: Tombstones, user_ids: Sequence[str] = ()) -> int:
         """Remove all events of these people from this machine and from Redis; how many lines there were.

@@ -47,7 +47,7 @@ class Person:
     order of bytes, of those in all Logs that come before the person's, which is only needed when a Log is cut there."""
 
     user_id: str
-    tombstone: str
+    tombstone: str = ""
     before: str | None = None
 
     def row_in(self, folder: Path) -> int | None:

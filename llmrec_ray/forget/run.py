@@ -36,8 +36,8 @@ from llmrec_ray.forget.person import Person
 from llmrec_ray.forget.releases import Releases
 from llmrec_ray.forget.rest import clear_runs, clear_staged, latest_uris, move_pointers
 from llmrec_ray.forget.storage import opened, remove
-from llmrec_ray.forget.successors import Successors, artifacts_in
-from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri
+from llmrec_ray.forget.successors import Successors, artifacts_in, holds
+from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri, remember
 
 __all__ = ["Forgotten", "forget"]
 
@@ -82,31 +82,30 @@ def forget(
 class _Run:
     def __init__(self, recipe: Recipe, user_id: str, workspace: Workspace, raw_folder: Path) -> None:
         self._recipe, self._user_id, self._workspace = recipe, user_id, workspace
-        self._before = forgotten_in(workspace)
-        self._tombstones = self._before.with_user(user_id, done=False)
-        self._person = Person(user_id, self._tombstones.name_of(user_id))
+        self._list_uri = forgotten_uri(workspace)
         self._releases = Releases(workspace)
         self._events = _Events(recipe, workspace, raw_folder, user_id)
         self._raw_folder = raw_folder
 
     def run(self, endpoints: Sequence[str]) -> Forgotten:
-        successors = Successors(self._person, artifacts_in(self._workspace, self._releases.artifacts))
-        holders = successors.holders()
+        artifacts = artifacts_in(self._workspace, self._releases.artifacts)
+        holders = [artifact for artifact in artifacts if holds(artifact, self._user_id)]
         left = rows_left(self._recipe.data, self._raw_folder, self._user_id)
         self._check_known(holders, left)
-        self._tombstones.write(forgotten_uri(self._workspace))
-        lines = self._events.forget(self._tombstones)
-        successors.sizes = self._events.packed_sizes()
+        tombstones = remember(self._list_uri, self._user_id, done=False)
+        lines = self._events.forget(tombstones)
+        person = Person(self._user_id, tombstones.name_of(self._user_id))
+        successors = Successors(person, artifacts, self._events.packed_sizes())
         self._replace(successors, holders)
         release, removed = self._releases.replace(successors.replaced, holders)
         await_switch(endpoints, [uri.rpartition("/")[2].removesuffix(".json") for uri in removed])
         deleted = self._delete(successors, holders, removed)
-        self._tombstones.with_user(self._user_id, done=True).write(forgotten_uri(self._workspace))
-        replaced = {a.uri: now.uri for a in successors.artifacts if (now := successors.of(a.uri)) is not None}
-        return Forgotten(self._person.tombstone, replaced, deleted, lines, release, left)
+        remember(self._list_uri, self._user_id, done=True)
+        return Forgotten(person.tombstone, successors.by_uri(), deleted, lines, release, left)
 
     def _check_known(self, holders: Sequence[Artifact], left: dict[str, int]) -> None:
-        if not (holders or left or self._user_id in self._before or self._events.are_there()):
+        known = self._user_id in forgotten_in(self._workspace)
+        if not (known or holders or left or self._events.are_there()):
             raise DataError(
                 f"Nothing in {self._workspace.uri} and no file of the recipe names the user {self._user_id!r}, so "
                 "nothing was changed: give the id as the log writes it."
@@ -120,8 +119,8 @@ class _Run:
         evaluations = [artifact for artifact in holders if artifact.manifest.kind == "evaluation"]
         successors.write({artifact.id: artifact for artifact in [*successors.used(used), *evaluations]}, holders)
         move_pointers(self._workspace, successors.replaced)
-        if start is not None and (now := successors.of(used[-1])) is not None:
-            logger.warning("train.warm_start names a Bundle that was replaced: set it to %s.", now.uri)
+        if start is not None and (now := successors.by_uri().get(used[-1])) is not None:
+            logger.warning("train.warm_start names a Bundle that was replaced: set it to %s.", now)
 
     def _delete(self, successors: Successors, holders: Sequence[Artifact], releases: Sequence[str]) -> list[str]:
         gone = {artifact.id for artifact in holders} | successors.replaced.keys()

@@ -15,7 +15,7 @@ from llmrec_ray.errors import ArtifactNotFoundError
 from llmrec_ray.forget.person import Person, link_or_copy
 from llmrec_ray.forget.storage import folders
 
-__all__ = ["KINDS", "Successors", "artifacts_in"]
+__all__ = ["KINDS", "Successors", "artifacts_in", "holds"]
 
 KINDS: tuple[ArtifactKind, ...] = ("log", "dataset", "bundle", "index", "evaluation")
 """Those that hold people or are made from such; in this order none comes before what it is made from, but for Bundles
@@ -37,6 +37,12 @@ def artifacts_in(workspace: Workspace, others: Iterable[tuple[str, ArtifactKind]
     return sorted(found.values(), key=lambda artifact: KINDS.index(artifact.manifest.kind))
 
 
+def holds(artifact: Artifact, user_id: str) -> bool:
+    """Whether an artifact names a person."""
+    person = Person(user_id)
+    return any(person.is_named_in(artifact.path / name) for name in artifact.manifest.files)
+
+
 @dataclass
 class Successors:
     """What takes the place of what.
@@ -48,10 +54,6 @@ class Successors:
     artifacts: list[Artifact]
     sizes: dict[str, int] = field(default_factory=dict)
     replaced: dict[str, Artifact] = field(default_factory=dict)
-
-    def holders(self) -> list[Artifact]:
-        """The artifacts that hold the person."""
-        return [artifact for artifact in self.artifacts if self._is_holder(artifact)]
 
     def used(self, uris: Collection[str]) -> list[Artifact]:
         """The artifacts at these URIs, and what they are made from, as far as it is there."""
@@ -65,9 +67,9 @@ class Successors:
                 waiting += [by_id[id_] for id_ in artifact.manifest.parents.values() if id_ in by_id]
         return [artifact for artifact in self.artifacts if artifact.id in used]
 
-    def of(self, uri: str) -> Artifact | None:
-        """What has taken the place of an artifact; None while nothing has."""
-        return next((self.replaced.get(artifact.id) for artifact in self.artifacts if artifact.uri == uri), None)
+    def by_uri(self) -> dict[str, str]:
+        """URI of every artifact that was replaced -> URI of its successor."""
+        return {a.uri: self.replaced[a.id].uri for a in self.artifacts if a.id in self.replaced}
 
     def write(self, artifacts: Mapping[str, Artifact], holders: Collection[Artifact]) -> None:
         """Replace those, by id, that hold the person or are made from replaced ones. Raises ArtifactError."""
@@ -78,9 +80,6 @@ class Successors:
             )
             if artifact.id in theirs or outdated:
                 self.replaced[artifact.id] = self._successor(artifact)
-
-    def _is_holder(self, artifact: Artifact) -> bool:
-        return any(self.person.is_named_in(artifact.path / name) for name in artifact.manifest.files)
 
     def _successor(self, artifact: Artifact) -> Artifact:
         manifest = open_artifact(artifact.uri, artifact.manifest.kind).manifest  # verified: damage is not passed on

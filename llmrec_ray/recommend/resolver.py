@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, takewhile
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from llmrec_ray.config import RequestLimits, SignalName
 from llmrec_ray.errors import RequestError
+from llmrec_ray.forgotten import PREFIX
 from llmrec_ray.recommend.batch import Ranked, RequestBatch
 from llmrec_ray.recommend.catalogue import Catalogue
 from llmrec_ray.recommend.facets import facets_of
@@ -36,6 +37,7 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["Resolver"]
 
+UNKNOWN = -1
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -50,8 +52,11 @@ class Resolver:
         signals: Collection[str],
         has_encoder: bool,
         limits: RequestLimits,
+        is_forgotten: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        """is_forgotten: tells of a user id whether it is to be taken for an unknown one."""
         self.release_id = release_id
+        self._is_forgotten = is_forgotten
         self._catalogue = catalogue
         self._users, self._items, self._titles = catalogue.users, catalogue.items, catalogue.titles
         self._attributes = catalogue.attributes
@@ -85,7 +90,7 @@ class Resolver:
         """
         for request in requests:
             self.check(request)
-        rows = self._users.rows(request.user_id or "" for request in requests)
+        rows = np.array([self._user_row(request.user_id or "") for request in requests], np.int64)
         pasts = [self._past(request, int(row), recent) for request, row in zip(requests, rows, strict=True)]
         return RequestBatch(
             release_id=self.release_id,
@@ -146,12 +151,13 @@ class Resolver:
         start = bisect_left(self._sorted_users, prefix)
         found = takewhile(lambda user_id: user_id.startswith(prefix), islice(self._sorted_users, start, start + n))
         return [
-            UserSummary(user_id=user, events=len(self._catalogue.history(self._users.row(user)))) for user in found
+            UserSummary(user_id=user, events=len(self._catalogue.history(self._users.row(user))))
+            for user in found if not self._is_forgotten(user)
         ]
 
     def history(self, user_id: str, recent: Sequence[str], n: int) -> UserHistory:
         """The newest n items of a user, with those of events after the Dataset, which come oldest first."""
-        row = self._users.row(user_id)
+        row = self._user_row(user_id)
         past = self._past(Request(user_id=user_id), row, {user_id: recent})
         newest = [int(item) for item in past[::-1][:n]]
         items = [NamedItem(item_id=self._items.id(item), title=self._titles[item]) for item in newest]
@@ -173,7 +179,11 @@ class Resolver:
 
     @cached_property
     def _sorted_users(self) -> list[str]:
-        return sorted(self._users)
+        return sorted(user_id for user_id in self._users if not user_id.startswith(PREFIX))
+
+    def _user_row(self, user_id: str) -> int:
+        row = self._users.row(user_id)
+        return UNKNOWN if row != UNKNOWN and self._is_forgotten(user_id) else row
 
     def item_row(self, item_id: str) -> int:
         """Row of an item. Raises RequestError with the code `not_found`."""

@@ -31,6 +31,7 @@ from llmrec_ray.recommend.snapshot import Snapshot
 from llmrec_ray.release import Release
 from llmrec_ray.serve.args import ServeArgs
 from llmrec_ray.serve.explore import Explored, explorer
+from llmrec_ray.serve.forgetting import Forgetting, forgotten_beside
 from llmrec_ray.serve.gather import Gatherer, OverloadedError
 from llmrec_ray.serve.guard import Guard, Guarded
 from llmrec_ray.serve.held import Held
@@ -67,6 +68,8 @@ class EventsResponse(BaseModel):
     accepted: int
     duplicates: int
     """Events whose event_id had been kept before."""
+    forgotten: int
+    """Events of people who were forgotten: nothing is kept of them."""
     unknown_items: list[str]
     """Item ids that this Release does not know: kept, but without influence on its answers."""
     release: str
@@ -93,6 +96,15 @@ class ItemsResponse(BaseModel):
     release: str
     items: int
     """How many were added or removed."""
+    request_id: str
+
+
+class ForgottenResponse(BaseModel):
+    """What was removed; nothing of the person is kept from now on."""
+
+    events: int
+    """Lines of the event log of the machine that answered; others follow within seconds."""
+    release: str
     request_id: str
 
 
@@ -203,6 +215,8 @@ class Ingress:
             Path(args.events_folder), args.events.redis_url, max_history=args.limits.max_history,
             redis_timeout_s=args.events.redis_timeout_s,
         )
+        self._forgetting = Forgetting(self._events, forgotten_beside(args.release_uri), args.follow.pointer_s)
+        await self._forgetting.start()
         self._recent = Recent(
             self._events, args.limits.max_history, args.deadlines.events_s, args.deadlines.rest_s
         )
@@ -250,10 +264,11 @@ class Ingress:
             accepted = await asyncio.to_thread(self._events.record, events)
         except EventLogError as error:
             raise unavailable(error, "The events could not be written, so none is kept: send them again.") from error
+        forgotten = sum(self._events.is_forgotten(event.user_id) for event in events)
         snapshot_id, serving = self._held.active
         note(release=snapshot_id)
         return EventsResponse(
-            accepted=accepted, duplicates=len(events) - accepted,
+            accepted=accepted, duplicates=len(events) - accepted - forgotten, forgotten=forgotten,
             unknown_items=serving.resolver.unknown_items(event.item_id for event in events),
             release=snapshot_id, request_id=request_id(),
         )
@@ -275,6 +290,16 @@ class Ingress:
         """Remove items; no replica shows them any more when this is answered, and later Releases do not either."""
         snapshot_id = await _remote(self._releases.remove_items, request.item_ids)
         return ItemsResponse(release=snapshot_id, items=len(request.item_ids), request_id=request_id())
+
+    @app.delete("/v1/admin/users/{user_id:path}", **admin)
+    async def forget_user(self, user_id: str) -> ForgottenResponse:
+        """Forget a person: their events go, new ones are not kept, and they are answered as somebody unknown. What
+        training made of them goes with `llmrec forget`, which replaces the Release."""
+        try:
+            removed = await self._forgetting.forget(user_id)
+        except EventLogError as error:
+            raise unavailable(error, "Not everything could be removed: send the request again.") from error
+        return ForgottenResponse(events=removed, release=self._held.active[0], request_id=request_id())
 
     @app.post("/v1/admin/publish", **admin)
     async def publish(self, request: PublishRequest) -> AdminStatus:
@@ -329,6 +354,7 @@ class Ingress:
         resolver = Resolver(
             catalogue, snapshot.id, signals=snapshot.signal_names,
             has_encoder=snapshot.has_encoder and self._stages.encoder is not None, limits=self.limits,
+            is_forgotten=self._events.is_forgotten,
         )
         return Serving(snapshot, resolver, PopularItems(catalogue))
 
