@@ -92,7 +92,7 @@ def write_recbole(folder: Path, name: str = "ml-100k") -> None:
     _write(folder / f"{name}.inter", ["user_id:token\titem_id:token\trating:float\ttimestamp:float",
                                       *(f"{u}\t{i}\t3\t{t}" for u, i, t in LOG)])
     films = ["1\tToy Story\t1995\tAnimation Children's Comedy", "2\tMisérables, Les\t1995\tDrama Musical",
-             '3\t"Great Performances" Cats\t1998\tMusical', "4\tWaiting to Exhale\t\tComedy", "5\t\t1967\t"]
+             '3\t"Great Performances" Cats\t1998\tMusical', "4\tWaiting to Exhale\tV\tComedy", "5\t\t1967\t"]
     header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
     _write(folder / f"{name}.item", [header, *films])
     people = ["1\t24\tM\ttechnician\t85711", "2\t53\tF\tother\t94043", "3\t23\tM\twriter\t32067"]

@@ -195,7 +195,7 @@ def test_atomic_files_of_recbole(tmp_path):
     assert texts(dataset)["3"] == '"Great Performances" Cats. Release year: 1998. Class: Musical'
     assert texts(dataset)["5"] == "Release year: 1967"
     assert titles(dataset)["5"] == "5"
-    assert columns(dataset, "2", "4", attribute="release_year") == [1995, None]
+    assert columns(dataset, "2", "4", attribute="release_year") == [1995, None], "a V for video is no year"
     assert dataset.item_attributes.columns == ["release_year", "class"]
     assert dataset.user_texts[:2] == [
         "Age: 24. Gender: M. Occupation: technician", "Age: 53. Gender: F. Occupation: other",

@@ -24,6 +24,7 @@ VALUE_NAMES = ("rating", "stars", "score", "weight")
 TITLE_WORDS = ("title", "name")
 NO_TEXT = ("zip", "url", "image", "asin", "_id")
 LONG_TEXT = ("description", "review", "text", "summary")
+YEAR = "([0-9]{4})"
 TYPES = ("token", "token_seq", "float", "float_seq")
 UNITS = (("s", 1e11), ("ms", 1e14), ("us", 1e17))
 
@@ -135,11 +136,16 @@ def _table(path: Path, columns: list[_Column], id_: _Column, *, titled: bool) ->
         return None
     title = next((column for word in TITLE_WORDS for column in told if word in column.name), None) if titled else None
     kept = [column.name for column in told if column is not title and not _is_long(column)]
-    names = {column.name: column.written for column in [id_, *told]}
+    names = {column.name: _made_from(column) for column in [id_, *told]}
     return {
         "paths": [pattern_of(path)], "format": "tsv", "quotes": False, "columns": names, "id": id_.name,
         **({"title": title.name} if title else {}), "template": _template(told, title), "attributes": kept,
     }
+
+
+def _made_from(column: _Column) -> str | dict[str, str]:
+    """A column of years is one of numbers, even where some rows hold something else, as in RecBole's own example."""
+    return {"column": column.written, "pattern": YEAR} if "year" in column.name else column.written
 
 
 def _tells(column: _Column) -> bool:
