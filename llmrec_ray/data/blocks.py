@@ -39,7 +39,7 @@ def text_blocks(
     no text of its encoding or has no lines.
     """
     held, size = [], 0
-    for text in _decoded(source, start, stop):
+    for text in _decoded(source, start, stop, min(block_bytes, READ_BYTES)):
         held.append(text)
         size += len(text)
         if size < block_bytes:
@@ -62,7 +62,7 @@ def text_blocks(
 def first_lines(source: SourceFile) -> list[str]:
     """The lines that a header can take."""
     text = b""
-    for more in _decoded(source, 0, source.size_bytes, chunk_bytes=HEADER_BYTES):
+    for more in _decoded(source, 0, source.size_bytes, HEADER_BYTES):
         text += more
         if text.count(b"\n") > MAX_RECORD_LINES or len(text) > LONGEST_RECORD_BYTES:
             break
@@ -110,7 +110,7 @@ def _last_start(text: bytes, layout: Layout | None) -> int:
     return begin
 
 
-def _decoded(source: SourceFile, start: int, stop: int, chunk_bytes: int = READ_BYTES) -> Iterator[bytes]:
+def _decoded(source: SourceFile, start: int, stop: int, chunk_bytes: int) -> Iterator[bytes]:
     if source.config.encoding == "utf-16":
         chunks: Iterable[bytes] = _from_utf16(source, start, stop, chunk_bytes)
     else:

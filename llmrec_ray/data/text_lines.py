@@ -62,16 +62,16 @@ def read_record(lines: Sequence[str], start: int, separator: str) -> Record:
     csv.field_size_limit(sys.maxsize)
     parts: list[str] = []
     for line in lines[start : start + MAX_RECORD_LINES]:
+        if is_broken(line):
+            break
         parts.append(line)
         if len(parts) > 1 and QUOTE not in line:
             continue
         try:
-            if not is_broken(line):
-                return Record(next(csv.reader(["\n".join(parts)], delimiter=separator, strict=True), []), len(parts))
+            return Record(next(csv.reader(["\n".join(parts)], delimiter=separator, strict=True), []), len(parts))
         except csv.Error as error:
-            if "unexpected end" in str(error):
-                continue
-        break
+            if "unexpected end" not in str(error):
+                break
     return Record(None, 1)
 
 
