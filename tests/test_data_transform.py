@@ -12,8 +12,10 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_ray.config import DataConfig
+from llmrec_ray.artifact import Workspace
+from llmrec_ray.config import DataConfig, validate_recipe
 from llmrec_ray.config.data import RobotRules
+from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.data.transform import Transformed, transform
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -238,3 +240,25 @@ def test_a_sum_does_not_depend_on_what_else_is_in_the_frame(rows):
     for user, item, value in together.select("user_id", "item_id", "value").iter_rows():
         total = sum(float(np.float32(v)) for u, i, v in rows if (u, i) == (user, item))
         assert value == np.float32(total)
+
+
+def test_a_dataset_keeps_sessions_kinds_and_context_and_names_every_filter(tmp_path):
+    rows = [(f"u{n}", f"i{item}", 3600 * item + n) for n in range(3) for item in range(4)]
+    rows += [("u0", "i0", 60), ("robot", "i1", 5), ("robot", "i1", 6), ("robot", "i1", 7), ("u1", "i3", 99 * 86400)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "at"], orient="row")
+    frame.with_columns(kind=pl.lit("view"), device=pl.col("user") + "-phone").write_csv(tmp_path / "log.csv")
+    columns = {"user_id": "user", "item_id": "item", "timestamp": "at", "event": "kind", "context": ["device"]}
+    recipe = validate_recipe({"name": "rules", "fusion": {"item_vector": "id"}, "data": {
+        "interactions": {"paths": [str(tmp_path / "log.csv")], "format": "csv", "columns": columns},
+        "window": {"until": "1970-03-01"}, "robots": {"max_repeats": 2}, "session_gap_s": 5000, "repeats": "sum",
+        "min_user_interactions": 3,
+    }}, "the rules")
+    dataset = Dataset.open(ingest(recipe, tmp_path, Workspace(str(tmp_path / "work"))).uri)
+    assert dataset.artifact.manifest.metrics["rows_dropped_by_filter"] == {
+        "outside_window": 1, "robot_user": 3, "repeated_pair": 1, "rare_user": 0, "rare_item": 0
+    }
+    first = dataset.interactions.filter(user_row=0)
+    assert first["value"].to_list() == [2.0, 1.0, 1.0, 1.0]
+    assert first["session"].to_list() == [0, 0, 0, 0]
+    assert first["event"].to_list() == ["view"] * 4
+    assert first["device"].to_list() == ["u0-phone"] * 4

@@ -80,7 +80,8 @@ class Dataset:
 
     @cached_property
     def interactions(self) -> pl.DataFrame:
-        """Kept events: user_row, item_row int64, timestamp datetime (UTC), value float32, split.
+        """Kept events: user_row, item_row int64, timestamp datetime (UTC), value float32, split; where the recipe has
+        them also session int32 (its number within the user), event and the columns of context as text.
 
         Sorted by user_row, then time; equal times keep the order of the log.
         """
