@@ -314,9 +314,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _is_forbidden(error: BaseException, folder: str | Path) -> bool:
-    return (
-        isinstance(error, OSError) and error.errno in FORBIDDEN and str(error.filename).startswith(str(folder))
-    )
+    """Whether it is about a file of the folder, or about a folder above it that was to be made."""
+    if not isinstance(error, OSError) or error.errno not in FORBIDDEN or error.filename is None:
+        return False
+    return str(error.filename).startswith(str(folder)) or Path(error.filename) in Path(folder).parents
 
 
 def free_space(folder: str | Path) -> str:
