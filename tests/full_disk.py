@@ -122,6 +122,54 @@ def record_events(disk: Path) -> dict[str, Any]:
         }
 
 
+def ingest_log(disk: Path) -> dict[str, Any]:
+    """Ingests of ever larger logs until one finds the disk full, at ever later moments; then one with room."""
+    from llmrec_ray.artifact import Workspace
+    from llmrec_ray.data import Dataset
+    from tests.test_data_kill import RECIPE, write_days
+
+    workspace, raw = Workspace(f"{disk}/work"), disk / "raw"
+    raw.mkdir()
+
+    def run() -> str:
+        return _ingest(RECIPE, raw, workspace)
+
+    write_days(raw, range(1))
+    report: dict[str, Any] = {"first": run(), "said": {}, "left": {}}
+    before, there = workspace.latest("dataset", made_by="ingest"), listing(disk / "work")
+    write_days(raw, range(1, 12))
+    for kilobytes in (0, 4, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 512, 1024):
+        filler = fill(disk, leave_bytes=1024 * kilobytes)
+        report["said"][kilobytes] = run()
+        filler.unlink()
+        report["left"][kilobytes] = sorted(set(listing(disk / "work")) ^ set(there))
+        Dataset.open(before).interactions  # noqa: B018  read, which raises when it is not whole
+        if report["said"][kilobytes] == "nothing":
+            break
+    return report | {"later": run(), "changed": workspace.latest("dataset", made_by="ingest") != before}
+
+
+def ingest_where_nothing_may_be_written(disk: Path) -> dict[str, Any]:
+    """An ingest into a disk that is mounted for reading only, with a Dataset and without."""
+    from llmrec_ray.artifact import Workspace
+    from tests.test_data_kill import RECIPE, write_days
+
+    raw = disk / "raw"
+    raw.mkdir()
+    write_days(raw, range(1))
+    first = _ingest(RECIPE, raw, Workspace(f"{disk}/work"))
+    write_days(raw, range(1, 2))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    return {"first": first, "said": [_ingest(RECIPE, raw, Workspace(f"{disk}/{name}")) for name in ("work", "other")]}
+
+
+def _ingest(recipe: dict[str, Any], raw: Path, workspace: Any) -> str:
+    from llmrec_ray.config.load import validate_recipe
+    from llmrec_ray.data import ingest
+
+    return said_of(partial(ingest, validate_recipe(recipe, "the recipe"), raw, workspace, use_ray=False))
+
+
 def _event(number: int) -> Event:
     return Event(event_id=f"e{number}", user_id="u", item_id="x" * 200, timestamp=number)
 
