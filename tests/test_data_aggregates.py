@@ -56,6 +56,14 @@ def test_popularity_of_nothing_has_its_columns():
     assert merge_popularity([]).schema == part_popularity(part(), 7.0).schema
 
 
+def test_popularity_of_many_parts_is_added_up_on_the_way(monkeypatch):
+    parts = [part_popularity(part([0, 1, 2], [number % 3, 3]), 1.0) for number in range(20)]
+    whole = merge_popularity(iter(parts))
+    assert whole["events"].to_list() == [27, 7, 20, 6, 20, 20]
+    monkeypatch.setattr("llmrec_ray.data.aggregates.ROWS_AT_ONCE", 3)
+    assert merge_popularity(iter(parts)).equals(whole)
+
+
 def test_items_are_met_together_within_so_many_steps_of_a_train_history():
     parts = [part([0, 1, 2, 3], [1, 0, 9], held_out=1)]
     assert together(parts, within=1, top=9, starts=[0]).rows() == [(0, 1, 2), (1, 0, 2), (1, 2, 1), (2, 1, 1)]

@@ -26,6 +26,7 @@ DAY_US = 86_400_000_000
 PERIOD, EVENTS = "period_start", "events"
 OTHER, COUNT, PAIR = "other_row", "count", "pair"
 PAIRS_AT_ONCE = 8_000_000
+ROWS_AT_ONCE = 8_000_000
 HALF = 1 << 32
 MASK = HALF - 1
 Types = dict[str, "pl.DataType | type[pl.DataType]"]
@@ -48,8 +49,13 @@ def part_popularity(part: pl.DataFrame, days: float) -> pl.DataFrame:
 
 
 def merge_popularity(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """What `part_popularity` gives for all the parts together."""
-    return _add_up(pl.concat([pl.DataFrame(schema=POPULARITY), *frames]))
+    """What `part_popularity` gives for all the parts together; frames are taken one by one and added up early."""
+    waiting = [pl.DataFrame(schema=POPULARITY)]
+    for frame in frames:
+        waiting.append(frame)
+        if sum(map(len, waiting)) > ROWS_AT_ONCE + 2 * len(waiting[0]):
+            waiting = [_merge(waiting)]
+    return _merge(waiting)
 
 
 def cut_pairs(events_per_item: IntArray, within: int) -> list[int]:
@@ -80,17 +86,27 @@ def merge_pairs(number: int, folder: Path, top: int) -> pl.DataFrame:
     """The `top` companions of each item of one range, those that most people met near it, out of all the parts' files
     in `folder`: item_row, other_row, count int64, sorted by item, then from the most frequent, equals by row."""
     found = pl.concat([_read_range(path, number) for path in sorted(folder.glob("*.arrow"))])
-    pairs = found.group_by(PAIR).agg(pl.col(COUNT).cast(pl.UInt64).sum())
+    pairs = _sum_runs(found.cast({COUNT: pl.UInt64}).sort(PAIR), COUNT)
     order = pl.col(PAIR) // HALF * HALF + (MASK - pl.col(COUNT))  # by item, then from the most frequent
-    ordered = pairs.sort(PAIR).sort(order, maintain_order=True)
+    ordered = pairs.sort(order, maintain_order=True)
     rows = ordered.select((pl.col(PAIR) // HALF).alias(Columns.ITEM_ROW), (pl.col(PAIR) & MASK).alias(OTHER), COUNT)
     item = pl.col(Columns.ITEM_ROW)
     return rows.filter((item != item.shift(top)).fill_null(True)).cast(pl.Int64)
 
 
-def _add_up(events: pl.DataFrame) -> pl.DataFrame:
-    keys = [Columns.ITEM_ROW, PERIOD]
-    return events.group_by(keys).agg(pl.col(EVENTS).sum()).sort(keys)
+def _merge(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    by_period = pl.concat(frames).sort(PERIOD)  # then by item: two sorts are faster than one by two columns
+    return _sum_runs(by_period.sort(Columns.ITEM_ROW, maintain_order=True), EVENTS)
+
+
+def _sum_runs(ordered: pl.DataFrame, column: str) -> pl.DataFrame:
+    """One row for each run of rows that are alike but for this column, with its sum."""
+    changes = [pl.col(name) != pl.col(name).shift() for name in ordered.columns if name != column]
+    begins = ordered.select(pl.any_horizontal(changes).fill_null(True).arg_true()).to_series()
+    if not len(begins):
+        return ordered
+    sums = np.add.reduceat(ordered[column].to_numpy(), begins.to_numpy())
+    return ordered[begins].with_columns(pl.Series(column, sums))
 
 
 def _pairs(users: IntArray, items: NDArray[np.uint64], steps: Iterable[int]) -> Iterator[NDArray[np.uint64]]:
