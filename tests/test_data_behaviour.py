@@ -40,6 +40,12 @@ def test_only_so_many_items_are_told_in_the_words_of_the_recipe():
     assert told([[0, 1, 3], [0, 2]], ["a", "b"], config) == ["Seen: Dune | Heat", "Seen: Alien"]
 
 
+def test_of_everybody_as_many_items_are_told_as_asked_for():
+    histories = Histories.from_lists([[0, 1, 3], [0, 1, 3], [0]])
+    texts = tell_behaviour(histories, ["Alien", "Heat", None, "Dune"], ["", "", ""], LIKED, np.array([1, 2, 3]))
+    assert texts == ["liked: Dune", "liked: Dune, Heat", "liked: Alien"]
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=6), st.integers(1, 4))
 def test_a_text_is_what_the_template_gives_of_profile_and_titles(pasts, items):
@@ -94,9 +100,22 @@ def test_held_out_events_are_told_only_where_they_are_asked_for(dataset):
     assert told_of["train"].startswith("liked: ")
 
 
-def test_a_dataset_without_behaviour_tells_profiles_only(tiny_release):
-    dataset = Dataset.open(tiny_release.dataset.uri)
-    assert dataset.behaviour_texts("train") == dataset.user_texts
+def test_a_profile_map_reads_what_people_say_and_short_and_long_tellings_of_the_train_split(
+    recipe, dataset, tmp_path, monkeypatch
+):
+    bundle = Bundle(write_tiny_bundle(recipe, dataset, str(tmp_path)))
+    monkeypatch.setattr(dataset, "user_texts", [f"person {row}" if row < 5 else "" for row in range(40)])
+    said: list[str] = []
+    encoder = bundle.load_encoder()
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts, **options: said.extend(texts) or encode(texts, **options))
+    assert profile_map(dataset, bundle, encoder) is not None
+    assert said[:5] == [f"person {row}" for row in range(5)]
+    assert said[5:9] == [
+        "person 0; liked: black", "person 1; liked: white, white", "person 2; liked: black, black, black",
+        "person 3; liked: white, white, white, white",
+    ]
+    assert max(text.count(",") + 1 for text in said) == len(dataset.histories("train")[0])
 
 
 def test_what_somebody_says_that_they_like_is_read_as_what_others_did(recipe, dataset, tmp_path):

@@ -207,10 +207,10 @@ class TableConfig(FileSection):
 
 
 class BehaviourConfig(Section):
-    """What people did, told in words: profiles are then learnt from it too, such as "likes Alien, Heat"."""
+    """How to tell in words what people did."""
 
     items: PositiveInt = 20
-    """So many of a person's newest items are named by their titles, the newest first."""
+    """At most so many of a person's newest items are named by their titles, the newest first."""
     template: str = "{profile}; liked: {history}"
     """The whole text about a person: `{profile}` is what `data.users` says, `{history}` the titles."""
     separator: str = ", "
@@ -283,8 +283,8 @@ class DataConfig(Section):
     users: Tables = ()
     """User descriptions (profiles), one table or a list: what people with such a profile like is learnt from them."""
     behaviour: BehaviourConfig | None = None
-    """Learn what a profile says about a person from what people did too, told by the titles of their items; only the
-    train split is told. Costs the encoding of up to 20,000 such texts when training."""
+    """Profiles are also learnt from what people did in the train split, told by the titles of items, so that "likes
+    Alien, Heat" is understood. Training then encodes up to 20,000 such texts."""
     repeats: Repeats = "first"
     """What becomes of several events of one user with one item: the first stays, or the last, or one event at the time
     of the first whose value is their sum or their greatest; the others are counted as `repeated_pair`."""

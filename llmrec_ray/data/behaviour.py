@@ -12,32 +12,39 @@ import polars as pl
 
 from llmrec_ray.config import BehaviourConfig
 from llmrec_ray.text import TextTemplate
-from llmrec_ray.types import Histories
+from llmrec_ray.types import Histories, IntArray
 
 __all__ = ["tell_behaviour"]
 
 
 def tell_behaviour(
-    histories: Histories, titles: Sequence[str | None], profiles: Sequence[str], config: BehaviourConfig
+    histories: Histories, titles: Sequence[str | None], profiles: Sequence[str], config: BehaviourConfig,
+    newest: IntArray | None = None,
 ) -> list[str]:
     """A text per history, [U]; "" for people who did nothing and say nothing.
 
-    titles: one per item row, None for items that have none; these are not told. profiles: [U].
+    titles: one per item row, None for items that have none; these are not told. profiles: [U]. newest: how many items
+    of each are told, [U] int64, by default `config.items` of everybody.
     """
+    if newest is None:
+        newest = np.full(len(histories), config.items)
     told = pl.DataFrame({
-        "profile": pl.Series(profiles, dtype=pl.String), "history": _titles_told(histories, titles, config)
+        "profile": pl.Series(profiles, dtype=pl.String),
+        "history": _titles_told(histories, titles, newest, config),
     })
     return TextTemplate(config.template).fill_frame(told).to_list()
 
 
-def _titles_told(histories: Histories, titles: Sequence[str | None], config: BehaviourConfig) -> pl.Series:
+def _titles_told(
+    histories: Histories, titles: Sequence[str | None], newest: IntArray, config: BehaviourConfig
+) -> pl.Series:
     """The titles of everybody's newest items as one text, the newest first; null where there are none."""
     person = np.repeat(np.arange(len(histories)), histories.lengths)
     items_left = histories.indptr[person + 1] - np.arange(len(person))
-    newest = items_left <= config.items
+    is_told = items_left <= newest[person]
     told = pl.DataFrame({
-        "person": person[newest],
-        "title": pl.Series(titles, dtype=pl.String).gather(histories.item_rows[newest]),
+        "person": person[is_told],
+        "title": pl.Series(titles, dtype=pl.String).gather(histories.item_rows[is_told]),
     })
     lists = told.reverse().drop_nulls().group_by("person").agg(pl.col("title").str.join(config.separator))
     everybody = pl.DataFrame({"person": np.arange(len(histories))})

@@ -107,14 +107,21 @@ class Dataset:
         """The profile text per user row; "" where there is none."""
         return pl.read_parquet(self.artifact.path / "user_texts.parquet")[Columns.TEXT].to_list()
 
-    def behaviour_texts(self, through: SplitName) -> list[str]:
-        """The profile text per user row, with the titles of what they did up to and including a split where the
-        recipe has `data.behaviour`; "" where nothing is known. What learns from them reads the train split only."""
+    @property
+    def behaviour(self) -> BehaviourConfig | None:
+        """The recipe's `data.behaviour`."""
         config = self.artifact.manifest.config["data"].get("behaviour")
-        if config is None:
-            return self.user_texts
+        return None if config is None else BehaviourConfig(**config)
+
+    def behaviour_texts(self, through: SplitName, newest: IntArray | None = None) -> list[str]:
+        """What they did up to and including a split, told as `behaviour` says, per user row; "" where nothing is known.
+
+        Only for Datasets that have it. newest: how many items of each are told, [n_users] int64, by default as many as
+        the recipe says. What learns from these texts reads those of the train split only.
+        """
+        assert self.behaviour is not None, "behaviour is told without data.behaviour. This is a bug."
         titles = [title if title != id_ else None for title, id_ in zip(self.item_titles, self.items, strict=True)]
-        return tell_behaviour(self.histories(through), titles, self.user_texts, BehaviourConfig(**config))
+        return tell_behaviour(self.histories(through), titles, self.user_texts, self.behaviour, newest)
 
     @cached_property
     def item_attributes(self) -> pl.DataFrame:
