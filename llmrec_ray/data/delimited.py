@@ -62,7 +62,9 @@ def _fields(text: bytes, layout: Layout, wanted: Sequence[str]) -> pl.DataFrame:
     separator = layout.separator
     if len(separator.encode()) > 1:
         separator = next((letter for letter in STAND_INS if letter.encode() not in text), "")
-        text = text.replace(layout.separator.encode(), separator.encode())
+        text = text.replace(layout.separator.encode(), separator.encode()) if separator else text
+    if not separator:
+        return _split(split_lines(text), layout, wanted)
     names = [f"column_{number}" for number in range(len(layout.names))]
     found = [layout.names.index(column) for column in wanted]
     frame = pl.read_csv(
@@ -70,6 +72,15 @@ def _fields(text: bytes, layout: Layout, wanted: Sequence[str]) -> pl.DataFrame:
         schema=dict.fromkeys(names, pl.String), columns=sorted(set(found)),
     )
     return frame.select(_filled(names[place]).alias(column) for place, column in zip(found, wanted, strict=True))
+
+
+def _split(lines: Sequence[str], layout: Layout, wanted: Sequence[str]) -> pl.DataFrame:
+    rows = [line.split(layout.separator) for line in lines]
+    places = {column: layout.names.index(column) for column in wanted}
+    return pl.DataFrame(
+        {column: [row[place] or None for row in rows] for column, place in places.items()},
+        schema=dict.fromkeys(wanted, pl.String),
+    )
 
 
 def _filled(column: str) -> pl.Expr:

@@ -57,9 +57,14 @@ def layout_of(section: FileSection, lines: Sequence[str], wanted: Sequence[str],
     if blank == len(lines):
         raise DataError(f"{name} has no readable header: its first line must name the columns.")
     fields, used = _first_fields(lines, blank, layout)
+    _check_separator(wanted, fields or [], lines[blank], separator, name)
     if fields is None:
         raise DataError(_why_unreadable(lines[blank], section, name))
-    _check_columns(wanted, fields, lines[blank], separator, name)
+    if "\r" in lines[blank]:
+        raise DataError(
+            f"The lines of {name} end in carriage returns alone, as on old Macintoshes: convert them to line feeds."
+        )
+    require(wanted, fields, name)
     return replace(layout, names=tuple(fields), header_lines=blank + used)
 
 
@@ -95,16 +100,13 @@ def _why_unreadable(line: str, section: FileSection, name: str) -> str:
     return f"{name} has no readable header, its first line is {shown(line)[:SHOWN_CHARACTERS]!r}: correct the line."
 
 
-def _check_columns(wanted: Sequence[str], fields: Sequence[str], line: str, separator: str, name: str) -> None:
-    if "\r" in line:
-        raise DataError(
-            f"The lines of {name} end in carriage returns alone, as on old Macintoshes: convert them to line feeds."
-        )
+def _check_separator(wanted: Sequence[str], fields: Sequence[str], line: str, separator: str, name: str) -> None:
+    """Whether another separator finds the columns that this one does not."""
     for other in USUAL_SEPARATORS:
         others = [field.strip(QUOTE) for field in line.split(other)]
         if other != separator and set(wanted) - set(fields) and set(wanted) <= set(others):
-            require(wanted, fields, name, f"its fields look separated by {other!r}, so set separator: {other!r}")
-    require(wanted, fields, name)
+            hint = f"its fields look separated by {other!r}, so set separator: {other!r}"
+            require(wanted, fields or [line], name, hint)
 
 
 def _check_width(lines: Sequence[str], header: Sequence[str], separator: str, name: str) -> None:
