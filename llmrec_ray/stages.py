@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe, override_recipe
-from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest
+from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest, needs_ray
 from llmrec_ray.errors import ConfigError, DataError
 from llmrec_ray.types import FloatArray
 
 if TYPE_CHECKING:
     from llmrec_ray.bundle import Bundle
     from llmrec_ray.evaluate import Comparison, Evaluation
+    from llmrec_ray.forget import Forgotten
     from llmrec_ray.recommend import Request, Response
     from llmrec_ray.release import Release
     from llmrec_ray.serve import Endpoint
@@ -33,6 +34,7 @@ __all__ = [
     "embed_stage",
     "evaluate_stage",
     "fetch_stage",
+    "forget_stage",
     "import_stage",
     "index_stage",
     "ingest_stage",
@@ -76,10 +78,12 @@ def import_stage(kind: str, folder: Path, *, out: Path | None = None, name: str 
     return imported
 
 
-def ingest_stage(recipe: Recipe) -> Artifact:
-    """Raw files -> a Dataset."""
-    with ray_for(recipe):
-        artifact = ingest(recipe, _raw_folder(recipe), _workspace(recipe))
+def ingest_stage(recipe: Recipe, *, extend: bool = False) -> Artifact:
+    """Raw files -> a Dataset, on Ray when they are large; with `extend` from the newest one and new files alone."""
+    raw_folder, workspace = _raw_folder(recipe), _workspace(recipe)
+    large = needs_ray(recipe.data, raw_folder, workspace)
+    with ray_for(recipe) if large else nullcontext():
+        artifact = ingest(recipe, raw_folder, workspace, use_ray=large, extend=extend)
     metrics = artifact.manifest.metrics
     dropped = ", ".join(f"{count} {name}" for name, count in metrics["rows_dropped_by_filter"].items() if count)
     logger.info(
@@ -212,6 +216,24 @@ def rollback_stage(recipe: Recipe) -> Release:
     release = rollback(_workspace(recipe))
     logger.info("release %s is current again", release.id)
     return release
+
+
+def forget_stage(recipe: Recipe, user_id: str, endpoints: Sequence[str] = ()) -> Forgotten:
+    """Remove a person from the workspace; endpoints that serve it, by default the recipe's own, follow.
+
+    Raises DataError when nothing names the person, ArtifactError and EventLogError when something could not be done.
+    """
+    from llmrec_ray.forget import forget
+
+    urls = endpoints or [f"http://{recipe.serve.host}:{recipe.serve.port}"]
+    forgotten = forget(recipe, user_id, _workspace(recipe), _raw_folder(recipe), endpoints=urls)
+    logger.info(
+        "%s: %d artifacts replaced, %d places deleted, %d lines of event logs removed", forgotten.tombstone,
+        len(forgotten.replaced), len(forgotten.deleted), forgotten.event_lines,
+    )
+    for file, rows in forgotten.left.items():
+        logger.info("Left to you, since the file is yours: %d rows of %s; the next ingest leaves them out.", rows, file)
+    return forgotten
 
 
 @contextmanager

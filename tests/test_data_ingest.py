@@ -96,7 +96,7 @@ def test_a_log_of_another_shape_becomes_a_dataset(tmp_path):
     assert dataset.item_titles[row] == "Lamp 3, standing"
     assert dataset.item_attributes.to_dict(as_series=False) == {"price": [10, 11, 20, 21, *range(12, 20)]}
     assert dataset.user_texts == [""] * 8
-    assert dataset.artifact.manifest.parents.keys() == {*(f"log/{day}.csv" for day in DAYS), "products.csv"}
+    assert dataset.artifact.manifest.parents.keys() == {"log 1", *(f"log/{day}.csv" for day in DAYS), "products.csv"}
 
 
 def test_histories_are_oldest_first_and_the_last_two_events_are_held_out(tmp_path):
@@ -136,7 +136,7 @@ def test_ray_and_any_number_of_blocks_give_the_same_bytes(tmp_path, ray_session)
     here = run(tmp_path, recipe)
     for num_blocks in (None, 1, 2, 9):
         there = ingest(
-            recipe, tmp_path, Workspace(str(tmp_path / f"work{num_blocks}")), num_blocks=num_blocks
+            recipe, tmp_path, Workspace(str(tmp_path / f"work{num_blocks}")), use_ray=True, num_blocks=num_blocks
         )
         assert there.manifest.files == here.manifest.files
         assert there.id == here.id
@@ -165,9 +165,9 @@ BAD_LINES = {
     ",v1,view,sku-1": "bad_timestamp",
     "2024-03-03T10:00:00Z, ,view,sku-1": "missing_user_id",
     "2024-03-03T10:00:00Z,v1,view,": "missing_item_id",
-    "2024-03-03T10:00:00Z,v1": "missing_item_id",
+    "2024-03-03T10:00:00Z,v1": "too_few_fields",
     "2300-03-03T10:00:00Z,v1,view,sku-1": "timestamp_out_of_range",
-    "2024-03-03T10:00:00Z,v1,view,sku-1,what": "malformed",
+    "2024-03-03T10:00:00Z,v1,view,sku-1,what": "too_many_fields",
     '2024-03-03T10:00:00Z,v1,"view,sku-1': "malformed",
 }
 
@@ -191,8 +191,9 @@ def test_more_bad_rows_than_allowed_stop_ingest_and_leave_nothing_behind(tmp_pat
         run(tmp_path)
     text = str(refusal.value)
     assert text.startswith(
-        "8 of 56 rows of data.interactions cannot be used (bad_timestamp 2, malformed 2, missing_item_id 2, "
-        "missing_user_id 1, timestamp_out_of_range 1), more than data.max_bad_ratio 0.01 allows. First: "
+        "8 of 56 rows of data.interactions cannot be used (bad_timestamp 2, malformed 1, missing_item_id 1, "
+        "missing_user_id 1, timestamp_out_of_range 1, too_few_fields 1, too_many_fields 1), "
+        "more than data.max_bad_ratio 0.01 allows. First: "
         f"log/{DAYS[-1]}.csv record "
     )
     assert "is 'yesterday,v1,view,sku-1' (bad_timestamp); " in text
@@ -293,7 +294,7 @@ def test_one_empty_file_among_others_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fetch", "remedy"), [(None, ""), ("movielens-100k", "run `llmrec data fetch` first, or ")]
+    ("fetch", "remedy"), [(None, ""), ("movielens-100k", "run `llmrec data fetch movielens-100k` first, or ")]
 )
 def test_a_missing_file_is_named_with_the_remedy(tmp_path, fetch, remedy):
     with pytest.raises(MissingInputError) as missing:

@@ -13,21 +13,24 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import DataConfig
 from llmrec_ray.config.load import validate_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.data.parse import ParsedFile, parse_file
+from llmrec_ray.data.parse import ParsedBlock, parse_piece
+from llmrec_ray.data.pieces import cut_pieces
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import DataError
 
 NOON = dt.datetime(2024, 3, 1, 12, tzinfo=dt.UTC)
 
 
-def parse(folder: Path, frame: pl.DataFrame, file_format: str = "parquet", **log: object) -> ParsedFile:
+def parse(folder: Path, frame: pl.DataFrame, file_format: str = "parquet", **log: object) -> ParsedBlock:
     path = folder / f"log.{file_format}"
     if file_format == "parquet":
         frame.write_parquet(path)
     else:
         frame.write_csv(path)
     data = DataConfig.model_validate({"interactions": {"paths": [str(path)], "format": file_format, **log}})
-    return parse_file(SourceFile("interactions", data.interactions[0], 0, str(path), "log", path.stat().st_size))
+    source = SourceFile("interactions", data.interactions[0], 0, str(path), "log", path.stat().st_size)
+    [block] = [block for piece in cut_pieces([source]) for block in parse_piece(piece)]
+    return block
 
 
 def log_of(**columns: list) -> pl.DataFrame:
@@ -117,7 +120,7 @@ def test_a_value_that_is_no_number_is_quarantined(tmp_path, value):
     columns = {"user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "value": "stars"}
     parsed = parse(tmp_path, log_of(stars=["3.5", value]), "csv", columns=columns)
     assert parsed.good["value"].to_list() == [3.5]
-    assert parsed.quarantine.select("reason", "raw").rows() == [("bad_value", f"u,i,1,{value}")]
+    assert parsed.quarantine.select("reason", "raw").rows() == [("bad_value", "u,i,1," + (value or '""'))]
 
 
 def test_a_column_of_lists_is_refused(tmp_path):
@@ -131,7 +134,7 @@ def test_a_column_of_lists_is_refused(tmp_path):
 def test_a_column_may_be_called_position_or_reason(tmp_path):
     columns = {"user_id": "position", "item_id": "reason", "timestamp": "file"}
     frame = pl.DataFrame({"position": ["u"], "reason": ["i"], "file": [5], "raw": ["x"]})
-    assert parse(tmp_path, frame, "csv", columns=columns).good.row(0)[2:4] == ("u", "i")
+    assert parse(tmp_path, frame, "csv", columns=columns).good.row(0)[:2] == ("u", "i")
 
 
 def catalogue_recipe(folder: Path):

@@ -110,18 +110,11 @@ def test_parts_hold_whole_users_and_follow_from_the_counts_alone(counts):
     assert all(sum(counts[start : stop - 1]) <= 1_000_000 for start, stop in bounds if stop > start)
 
 
-def test_scratch_is_gone_after_the_run_and_so_is_that_of_a_killed_one_but_not_that_of_a_running_one(tmp_path: Path):
-    parent = tmp_path / "scratch"
-    killed = parent / ".ingest-killed"
-    killed.mkdir(parents=True)
-    killed.with_name(".ingest-killed.in-use").touch()
-    with scratch_folder(parent) as running:
-        assert not killed.exists()
-        with scratch_folder(parent) as folder:
-            (folder / "file").write_text("data")
-            assert sorted(path for path in parent.iterdir() if path.is_dir()) == sorted([folder, running])
-        assert running.exists()
-    assert not parent.exists()
-    with pytest.raises(RuntimeError), scratch_folder(parent):
+def test_scratch_is_gone_after_the_run_with_the_folders_that_were_made_for_it(tmp_path: Path):
+    with scratch_folder(tmp_path / "work" / "scratch") as folder:
+        (folder / "file").write_text("data")
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "work").mkdir()
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path / "work" / "scratch"):
         raise RuntimeError
-    assert not parent.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]

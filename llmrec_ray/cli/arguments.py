@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.set_defaults(verb="data fetch")
     _import_options(data_verbs)
 
-    verb("ingest", "Behaviour logs and item texts -> a Dataset.")
+    ingest = verb("ingest", "Behaviour logs and item texts -> a Dataset.")
+    ingest.add_argument("--extend", action="store_true", help="read only files that the newest Dataset does not know")
     _artifact_options(verb("embed", "Item texts of a Dataset -> cached text vectors."), "dataset")
     train = verb("train", "A Dataset -> a Bundle, with Ray Train.")
     _artifact_options(train, "dataset")
@@ -58,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--query", help="what is wanted, in words")
     recommend.add_argument("--profile", help="who this is, in words")
     recommend.add_argument("-k", type=int, default=10, help="length of the list (default 10)")
+    forget = verb("forget", "Remove a person from everything that a recipe's workspace holds, and keep them out.")
+    forget.add_argument("--user", required=True, metavar="ID", help="id of the user, as the log writes it")
+    forget.add_argument(
+        "--endpoint", action="append", default=[], metavar="URL",
+        help="an endpoint that serves the workspace, whose switch is waited for; by default the recipe's own",
+    )
     return parser
 
 

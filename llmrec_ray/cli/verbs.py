@@ -34,8 +34,8 @@ def import_data(arguments: argparse.Namespace, emit: Emit) -> None:
     emit(stages.import_stage(arguments.kind, arguments.folder, out=arguments.out, name=arguments.name).to_dict())
 
 
-def _ingest(recipe: Recipe, _: argparse.Namespace, emit: Emit) -> None:
-    emit(_summary(stages.ingest_stage(recipe)))
+def _ingest(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(_summary(stages.ingest_stage(recipe, extend=arguments.extend)))
 
 
 def _embed(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
@@ -72,6 +72,10 @@ def _publish(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
     else:
         release = stages.publish_stage(recipe, arguments.dataset, arguments.bundle, arguments.index)
     emit(release.model_dump(mode="json"))
+
+
+def _forget(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
+    emit(stages.forget_stage(recipe, arguments.user, arguments.endpoint).to_dict())
 
 
 def _serve(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
@@ -119,6 +123,7 @@ VERBS: Mapping[str, Verb] = {
     "demo": _demo,
     "embed": _embed,
     "evaluate": _evaluate,
+    "forget": _forget,
     "index": _index,
     "ingest": _ingest,
     "publish": _publish,

@@ -3,6 +3,6 @@
 from llmrec_ray.data.dataset import Dataset
 from llmrec_ray.data.fetch import fetch
 from llmrec_ray.data.importers import KINDS, Imported, import_recipe
-from llmrec_ray.data.ingest import ingest
+from llmrec_ray.data.ingest import ingest, needs_ray
 
-__all__ = ["KINDS", "Dataset", "Imported", "fetch", "import_recipe", "ingest"]
+__all__ = ["KINDS", "Dataset", "Imported", "fetch", "import_recipe", "ingest", "needs_ray"]

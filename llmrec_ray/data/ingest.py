@@ -16,16 +16,27 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars import selectors
 
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder, create_artifact
 from llmrec_ray.config import DataConfig, Recipe, TableConfig
 from llmrec_ray.data.assemble import Assembled, assemble
 from llmrec_ray.data.extend import Extension, plan_extension
-from llmrec_ray.data.log import Log, ParsedFiles, check_quarantine, in_words, parse_files, write_log, write_quarantine
+from llmrec_ray.data.log import (
+    Log,
+    LoggedEvents,
+    ParsedFiles,
+    check_quarantine,
+    in_words,
+    parse_files,
+    parse_log,
+    write_quarantine,
+)
 from llmrec_ray.data.pieces import cut_pieces
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.data.sources import SourceFile, TableName, find_sources
@@ -85,20 +96,22 @@ class _Ingest:
     extension: Extension
 
     def run(self, sources: Sequence[SourceFile]) -> Artifact:
-        tables = [self._table(sources, "items"), self._table(sources, "users")]
-        log = write_log(
-            self.extension.sources, self.data, self.workspace, self.scratch, self.spread,
+        items, users = self._table(sources, "items"), self._table(sources, "users")
+        new = parse_log(
+            self.extension.sources, self.data, self.scratch, self.spread,
             starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
         )
-        logs, earlier = [*self.extension.logs, log], self.extension.dataset
+        earlier = self.extension.dataset
+        events = [*(log.events for log in self.extension.logs), new.events]
         assembled = assemble(
-            logs, self.data, self.scratch, self.spread,
+            events, self.data, self.scratch, self.spread,
             earlier_users=NO_IDS if earlier is None else earlier.user_ids,
             earlier_items=NO_IDS if earlier is None else earlier.item_ids,
         )
-        law = _row_law(logs, assembled)
+        law = _row_law(events, assembled)
         _check_anything_left(law)
-        return _Result(self.data, logs, *tables, assembled, law).create(self.workspace)
+        result = _Result(self.data, items, users, assembled, law)
+        return result.create(self.workspace, [*self.extension.logs, new.commit(self.workspace)])
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
         pieces = cut_pieces([source for source in sources if source.table == table])
@@ -112,10 +125,9 @@ class _Result:
     """Everything of a Dataset, ready to be written."""
 
     def __init__(
-        self, data: DataConfig, logs: Sequence[Log], items: ParsedFiles, users: ParsedFiles, assembled: Assembled,
-        law: dict[str, Any],
+        self, data: DataConfig, items: ParsedFiles, users: ParsedFiles, assembled: Assembled, law: dict[str, Any]
     ) -> None:
-        self.data, self.logs, self.tables, self.assembled, self.law = data, logs, (items, users), assembled, law
+        self.data, self.tables, self.assembled, self.law = data, (items, users), assembled, law
         item_frames, user_frames = _frames(items), _frames(users)
         new = _new_items(item_frames, assembled, data)
         self.items = pl.concat([assembled.items, new])
@@ -123,14 +135,15 @@ class _Result:
         self.user_texts = describe(assembled.users, Columns.USER_ROW, user_frames)
         self.items_without_events = len(new) + self.item_texts.unused
 
-    def create(self, workspace: Workspace) -> Artifact:
-        digests = {name: digest for log in self.logs for name, digest in log.artifact.manifest.parents.items()}
+    def create(self, workspace: Workspace, logs: Sequence[Log]) -> Artifact:
+        """Commit the Dataset that is made from these Logs."""
+        digests = {name: digest for log in logs for name, digest in log.artifact.manifest.parents.items()}
         for table in self.tables:
             digests |= table.digests
-        logs = {f"log {number}": log.artifact.id for number, log in enumerate(self.logs, start=1)}
+        ids = {f"log {number}": log.artifact.id for number, log in enumerate(logs, start=1)}
         return create_artifact(
-            workspace.root("dataset"), "dataset", self._write,
-            config={"data": self.data.model_dump(mode="json")}, parents=logs | digests, metrics=self._metrics(),
+            workspace.root("dataset"), "dataset", partial(self._write, logs=logs),
+            config={"data": self.data.model_dump(mode="json")}, parents=ids | digests, metrics=self._metrics(),
         )
 
     def _metrics(self) -> dict[str, Any]:
@@ -144,7 +157,7 @@ class _Result:
             "table_rows_quarantined": sum(table.quarantined for table in self.tables),
         }
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, logs: Sequence[Log]) -> None:
         for made in sorted(self.assembled.folder.iterdir()):
             shutil.move(made, folder / made.name)
         (folder / "vocabulary").mkdir()
@@ -153,8 +166,7 @@ class _Result:
         for name, described in (("user", self.user_texts), ("item", self.item_texts)):
             described.texts.write_parquet(folder / f"{name}_texts.parquet")
             described.attributes.write_parquet(folder / f"{name}_attributes.parquet")
-        earlier = [log.artifact.path / "quarantine.parquet" for log in self.logs]
-        write_quarantine(self.tables, folder / "quarantine.parquet", earlier)
+        write_quarantine(self.tables, folder / "quarantine.parquet", [log.quarantine for log in logs])
 
 
 def _events_folder(workspace: Workspace) -> Path | None:
@@ -165,7 +177,7 @@ def _events_folder(workspace: Workspace) -> Path | None:
 def _scratch_parent(data: DataConfig, workspace: Workspace) -> Path:
     if data.scratch is not None:
         return Path(data.scratch)
-    return workspace.local_folder("scratch") if workspace.is_local else cache_folder() / "scratch"
+    return workspace.local_folder("scratch", make=False) if workspace.is_local else cache_folder() / "scratch"
 
 
 def _frames(parsed: ParsedFiles) -> list[tuple[TableConfig, pl.DataFrame]]:
@@ -173,8 +185,13 @@ def _frames(parsed: ParsedFiles) -> list[tuple[TableConfig, pl.DataFrame]]:
     frames: dict[int, tuple[TableConfig, list[pl.DataFrame]]] = {}
     for source, path in parsed.good:
         assert isinstance(source.config, TableConfig)
-        frames.setdefault(id(source.config), (source.config, []))[1].append(pl.read_ipc(path))
+        frames.setdefault(id(source.config), (source.config, []))[1].append(_with_times_as_text(pl.read_ipc(path)))
     return [(config, pl.concat(parts, how="diagonal_relaxed")) for config, parts in frames.values()]
+
+
+def _with_times_as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """So that what is a date in one file and a number in another does not become the number of a day."""
+    return frame.with_columns(selectors.temporal().cast(pl.String))
 
 
 def _new_items(
@@ -193,7 +210,7 @@ def _new_items(
     return table.filter(~table.is_in(known.implode())).sort()
 
 
-def _row_law(logs: Sequence[Log], assembled: Assembled) -> dict[str, Any]:
+def _row_law(logs: Sequence[LoggedEvents], assembled: Assembled) -> dict[str, Any]:
     rows = sum(log.metrics["rows_read"] for log in logs)
     quarantined = sum(log.metrics["rows_quarantined"] for log in logs)
     reasons = sum((Counter(log.metrics["rows_quarantined_by_reason"]) for log in logs), Counter())

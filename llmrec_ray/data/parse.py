@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from llmrec_ray.config import LogConfig, TableConfig
-from llmrec_ray.data.pieces import Piece, cut_pieces, digest
+from llmrec_ray.data.pieces import Piece
 from llmrec_ray.data.readers import read_piece
 from llmrec_ray.data.records import RECORD, Records
 from llmrec_ray.data.sources import SourceFile
@@ -20,9 +20,8 @@ from llmrec_ray.data.times import TIME_LIMIT_US, microseconds
 from llmrec_ray.errors import DataError
 from llmrec_ray.types import Columns
 
-__all__ = ["FILE_NUMBER", "QUARANTINE_SCHEMA", "ParsedBlock", "ParsedFile", "parse_file", "parse_piece", "sample_users"]
+__all__ = ["QUARANTINE_SCHEMA", "ParsedBlock", "parse_piece", "sample_users"]
 
-FILE_NUMBER = "__file__"
 BETWEEN_VALUES = ", "
 SAMPLE_BYTES_A_RECORD = 64
 REASON = "__reason__"
@@ -223,35 +222,3 @@ def _quarantine(source: SourceFile, records: Records, bad: pl.DataFrame) -> pl.D
     where = (pl.lit(source.table, pl.String).alias("table"), pl.lit(source.name, pl.String).alias(Columns.FILE))
     both = pl.concat([rows, unreadable.select(rows.columns)]).sort(Columns.POSITION)
     return both.select(*where, pl.all())
-
-
-@dataclass(frozen=True)
-class ParsedFile:
-    """One whole file after validation, its events numbered; until `ingest` works piece by piece."""
-
-    source: SourceFile
-    sha256: str
-    good: pl.DataFrame
-    quarantine: pl.DataFrame
-
-    @property
-    def rows(self) -> int:
-        """Records read."""
-        return len(self.good) + len(self.quarantine)
-
-
-def parse_file(source: SourceFile) -> ParsedFile:
-    """Read and validate one file. Raises MissingInputError and DataError naming the file."""
-    if isinstance(source.config, LogConfig):  # the caller drops and counts these itself
-        source = replace(source, config=source.config.model_copy(update={"min_value": None}))
-    good, quarantine, rows = [], [], 0
-    pieces = cut_pieces([source])
-    for piece in pieces:
-        for block in parse_piece(piece):
-            good.append(block.good)
-            quarantine.append(block.quarantine.with_columns(pl.col(Columns.POSITION) + rows))
-            rows += block.rows
-    numbered = pl.concat(good).with_row_index(RECORD).select(
-        pl.lit(source.number, dtype=pl.Int64).alias(FILE_NUMBER), pl.col(RECORD).cast(pl.Int64), pl.exclude(RECORD)
-    )
-    return ParsedFile(source, "".join(digest(piece) for piece in pieces), numbered, pl.concat(quarantine))

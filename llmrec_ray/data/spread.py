@@ -1,91 +1,95 @@
-"""Parsing one file -> parsing many, by Ray Data or in this process.
+"""Calls of one function -> their results, as tasks of Ray Data or in this process.
 
-The only place in `data` that knows Ray. A result travels as one row per file that holds serialised Polars
-frames, so that neither the block layout nor the order of completion can reach the Dataset.
+The only place in `data` that knows Ray. Large data goes through files of the calls, so that neither the block layout
+nor the order of completion can reach the Dataset; what a call returns is small.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import polars as pl
 from tqdm import tqdm
 
 from llmrec_ray import errors
-from llmrec_ray.data.parse import ParsedFile, parse_file
-from llmrec_ray.data.sources import SourceFile
 
-__all__ = ["parse_files"]
+__all__ = ["Spread"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+RAY_GB = 1.3  # Ray's own processes and the driver, measured
+TASK_GB = 0.7  # a task over a million rows, measured
 
 
-def parse_files(
-    sources: Sequence[SourceFile], *, use_ray: bool, num_blocks: int | None = None
-) -> list[ParsedFile]:
-    """Parse every file; the answer is in the order of `sources`.
+@dataclass(frozen=True)
+class Spread:
+    """Where calls run.
 
-    With `use_ray`, Ray Data runs `num_blocks` blocks of files (one block per file when None) on the Ray that
-    is connected. Raises what parse_file raises for the first file that fails.
+    use_ray: as tasks of Ray Data on the Ray that is connected, else one after the other here. max_tasks: so many at
+    once. num_blocks: blocks of calls, one per call when None.
     """
-    if use_ray:
-        rows = list(_progress(_on_ray(sources, num_blocks or len(sources)), len(sources)))
-        return [_unpack(source, row) for source, row in zip(sources, sorted(rows, key=_number), strict=True)]
-    return [parse_file(source) for source in _progress(sources, len(sources))]
+
+    use_ray: bool
+    max_tasks: int = 1
+    num_blocks: int | None = None
+
+    @classmethod
+    def here(cls) -> Spread:
+        """In this process."""
+        return cls(use_ray=False)
+
+    @classmethod
+    def on_ray(cls, max_memory_gb: float, num_blocks: int | None = None) -> Spread:
+        """On the Ray that is connected, with as many tasks at once as its cores and the memory per machine allow."""
+        import ray
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        cpus = sum(min(int(node["Resources"].get("CPU", 0)), os.cpu_count() or 1) for node in nodes)
+        in_memory = len(nodes) * int((max_memory_gb - RAY_GB) / TASK_GB)
+        return cls(use_ray=True, max_tasks=max(1, min(cpus, in_memory)), num_blocks=num_blocks)
+
+    def map(self, function: Callable[[T], R], calls: Sequence[T], description: str = "ingest") -> list[R]:
+        """The result of every call, in the order of the calls.
+
+        Functions, calls and results are pickled on their way. The first call that raises an LlmrecError ends it with
+        that error.
+        """
+        if not self.use_ray:
+            return [function(call) for call in _progress(calls, len(calls), description)]
+        if not calls:
+            return []
+        rows = list(_progress(self._on_ray(function, calls), len(calls), description))
+        return [_result(row) for row in sorted(rows, key=_number)]
+
+    def _on_ray(self, function: Callable[[T], R], calls: Sequence[T]) -> Iterable[dict[str, Any]]:
+        import ray.data
+
+        def run(row: dict[str, Any]) -> dict[str, Any]:
+            number = int(row["item"])
+            try:
+                return {"number": number, "result": pickle.dumps(function(calls[number])), "error": ""}
+            except errors.LlmrecError as error:  # Ray would wrap it in a stack of its own
+                return {"number": number, "result": str(error).encode(), "error": type(error).__name__}
+
+        blocks = min(self.num_blocks or len(calls), len(calls))
+        numbers = ray.data.from_items(list(range(len(calls))), override_num_blocks=blocks)
+        numbers.context.enable_progress_bars = False
+        rows: Iterable[dict[str, Any]] = numbers.map(run, concurrency=min(self.max_tasks, blocks)).iter_rows()
+        return rows
 
 
-def _progress(files: Iterable[Any], total: int) -> Iterable[Any]:
-    return tqdm(files, total=total, desc="ingest", unit="file", disable=None)
-
-
-def _on_ray(sources: Sequence[SourceFile], num_blocks: int) -> Iterable[dict[str, Any]]:
-    import ray.data
-
-    def parse(row: dict[str, Any]) -> dict[str, Any]:
-        return _pack(int(row["item"]), sources[int(row["item"])])
-
-    blocks = min(num_blocks, len(sources))
-    numbers = ray.data.from_items(list(range(len(sources))), override_num_blocks=blocks)
-    numbers.context.enable_progress_bars = False
-    rows: Iterable[dict[str, Any]] = numbers.map(parse).iter_rows()
-    return rows
+def _progress(calls: Iterable[T], total: int, description: str) -> Iterable[T]:
+    return tqdm(calls, total=total, desc=description, disable=None, leave=False)
 
 
 def _number(row: dict[str, Any]) -> int:
     return int(row["number"])
 
 
-def _pack(number: int, source: SourceFile) -> dict[str, Any]:
-    """An error that a person must read travels as a value; Ray would wrap it in a stack of its own."""
-    try:
-        parsed = parse_file(source)
-    except errors.LlmrecError as error:
-        return _row(number, error=type(error).__name__, message=str(error))
-    return _row(number, parsed.sha256, _to_bytes(parsed.good), _to_bytes(parsed.quarantine))
-
-
-def _row(
-    number: int,
-    sha256: str = "",
-    good: bytes = b"",
-    quarantine: bytes = b"",
-    *,
-    error: str = "",
-    message: str = "",
-) -> dict[str, Any]:
-    return {
-        "number": number, "sha256": sha256, "good": good, "quarantine": quarantine,
-        "error": error, "message": message,
-    }
-
-
-def _unpack(source: SourceFile, row: dict[str, Any]) -> ParsedFile:
+def _result(row: dict[str, Any]) -> Any:
     if row["error"]:
-        raise getattr(errors, row["error"])(row["message"])
-    return ParsedFile(source, row["sha256"], pl.read_ipc(row["good"]), pl.read_ipc(row["quarantine"]))
-
-
-def _to_bytes(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_ipc(buffer)
-    return buffer.getvalue()
+        raise getattr(errors, row["error"])(row["result"].decode())
+    return pickle.loads(row["result"])  # noqa: S301  from a task of this very run

@@ -1,0 +1,306 @@
+"""Raw files of a behaviour log -> a Log: its valid events, its quarantine, and a count for every row.
+
+    events/<piece>-<block>.arrow   valid events of one block, one record batch per range of user ids
+    ranges.json                    the ids that the ranges are cut at
+    quarantine.parquet             rows that could not be used, with file, position and reason
+
+A Dataset is made from the Logs of one or several ingests; this module does not know how. Pieces of files are parsed
+apart, and no process ever holds more than a block of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact, open_artifact
+from llmrec_ray.config import DataConfig
+from llmrec_ray.data.parse import QUARANTINE_SCHEMA, ParsedBlock, parse_piece, sample_users
+from llmrec_ray.data.pieces import Piece, cut_pieces, digest, estimated_rows
+from llmrec_ray.data.ranges import choose_splitters, write_fragment
+from llmrec_ray.data.sources import SourceFile, TableName
+from llmrec_ray.data.spread import Spread
+from llmrec_ray.errors import BadRowsError, EmptyResultError
+from llmrec_ray.forgotten import Tombstones
+from llmrec_ray.types import Columns
+
+__all__ = [
+    "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "in_words", "parse_files",
+    "parse_log", "sections", "write_quarantine",
+]
+
+RANGE_ROWS = 1_000_000
+SAMPLED_PIECES = 64
+EXAMPLES = 3
+RANGES, QUARANTINE = "ranges.json", "quarantine.parquet"
+NOBODY = Tombstones()
+
+
+@dataclass(frozen=True)
+class LoggedEvents:
+    """Valid events of one Log.
+
+    fragments: files in the order of the log. splitters: user ids that their ranges are cut at. newest: the time of the
+    newest. metrics: counts, rows_read = rows_valid + rows_quarantined + those of rows_dropped_by_filter.
+    """
+
+    fragments: list[Path]
+    splitters: list[str]
+    newest: datetime | None
+    metrics: dict[str, Any]
+
+
+class Log:
+    """One opened Log."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+
+    @classmethod
+    def open(cls, uri: str, *, verify: bool = True) -> Log:
+        """Open the Log at `uri`. Raises ArtifactError as `open_artifact` does."""
+        return cls(open_artifact(uri, "log", verify=verify))
+
+    @property
+    def quarantine(self) -> Path:
+        """The file of its rows that could not be used."""
+        return self.artifact.path / QUARANTINE
+
+    @cached_property
+    def events(self) -> LoggedEvents:
+        """Where its valid events are."""
+        path, metrics = self.artifact.path, self.artifact.manifest.metrics
+        newest = metrics["newest"]
+        return LoggedEvents(
+            sorted((path / "events").glob("*.arrow")), json.loads((path / RANGES).read_text(encoding="utf-8")),
+            None if newest is None else datetime.fromisoformat(newest), metrics,
+        )
+
+    @property
+    def files(self) -> dict[str, int]:
+        """How far each of its files was read, in bytes, by the file's name."""
+        files: dict[str, int] = self.artifact.manifest.config["files"]
+        return files
+
+
+@dataclass
+class ParsedFiles:
+    """What parsing the files of one table gave: where the frames are, and how many rows went where."""
+
+    sources: list[SourceFile]
+    digests: dict[str, str]
+    good: list[tuple[SourceFile, Path]] = field(default_factory=list)
+    quarantine: list[tuple[Path, int]] = field(default_factory=list)
+    rows: int = 0
+    valid: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    newest: datetime | None = None
+
+    @property
+    def quarantined(self) -> int:
+        """Rows that could not be used."""
+        return self.reasons.total()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What became of one block; its files bear its name."""
+
+    name: str
+    rows: int
+    valid: int
+    reasons: dict[str, int]
+    dropped: dict[str, int]
+    newest: datetime | None
+
+
+def parse_files(
+    pieces: Sequence[Piece], folder: Path, spread: Spread, splitters: Sequence[str] | None = None,
+    forgotten: Tombstones = NOBODY,
+) -> ParsedFiles:
+    """Parse the pieces of one table into files of `folder`: fragments when there are splitters, else plain frames.
+
+    Events of forgotten users are dropped.
+
+    Raises MissingInputError and DataError naming the file.
+    """
+    folder.mkdir()
+    reports = spread.map(partial(_parse, folder=folder, splitters=splitters, forgotten=forgotten), pieces, "read")
+    files = {piece.source.name: piece.source for piece in pieces}
+    parsed = ParsedFiles(list(files.values()), {})
+    before: Counter[str] = Counter()
+    digests: dict[str, list[str]] = {name: [] for name in files}
+    for piece, (piece_digest, blocks) in zip(pieces, reports, strict=True):
+        name = piece.source.name
+        digests[name].append(piece_digest)
+        for block in blocks:
+            _add(parsed, piece.source, block, folder, before[name])
+            before[name] += block.rows
+    parsed.digests = {name: _joined(parts) for name, parts in digests.items()}
+    return parsed
+
+
+@dataclass(frozen=True)
+class NewLog:
+    """Parsed files that are to become a Log."""
+
+    parsed: ParsedFiles
+    events: LoggedEvents
+    config: dict[str, Any]
+
+    def commit(self, workspace: Workspace) -> Log:
+        """Keep it in the workspace; its files go there."""
+        artifact = create_artifact(
+            workspace.root("log"), "log", self._write, config=self.config, parents=self.parsed.digests,
+            metrics=self.events.metrics,
+        )
+        return Log(artifact)
+
+    def _write(self, folder: Path) -> None:
+        (folder / "events").mkdir()
+        for fragment in self.events.fragments:
+            shutil.move(fragment, folder / "events" / fragment.name)
+        (folder / RANGES).write_text(json.dumps(self.events.splitters), encoding="utf-8")
+        write_quarantine([self.parsed], folder / QUARANTINE)
+
+
+def parse_log(
+    sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
+    starts: Mapping[str, int] | None = None, splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
+) -> NewLog:
+    """Parse the files of a log; `starts` are bytes to read grown files from, `splitters` where to cut ranges.
+
+    Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
+    """
+    pieces = cut_pieces(sources, starts=starts or {})
+    splitters = _splitters(pieces) if splitters is None else list(splitters)
+    parsed = parse_files(pieces, scratch / "log", spread, splitters, forgotten)
+    check_quarantine(parsed, data)
+    metrics = {
+        "rows_read": parsed.rows, "rows_valid": parsed.valid, "rows_quarantined": parsed.quarantined,
+        "rows_quarantined_by_reason": dict(sorted(parsed.reasons.items())),
+        "rows_dropped_by_filter": dict(parsed.dropped),
+        "newest": None if parsed.newest is None else parsed.newest.isoformat(),
+    }
+    events = LoggedEvents([path for _, path in parsed.good], splitters, parsed.newest, metrics)
+    return NewLog(parsed, events, {"sections": sections(data), "files": _read_up_to(sources, pieces)})
+
+
+def sections(data: DataConfig) -> list[dict[str, Any]]:
+    """What decides how the rows of a log are read, but for the paths of its files."""
+    return [log.model_dump(mode="json", exclude={"paths"}) for log in data.interactions]
+
+
+def check_quarantine(parsed: ParsedFiles, data: DataConfig) -> None:
+    """Raise EmptyResultError when there is no row, BadRowsError when too many cannot be used."""
+    table: TableName = parsed.sources[0].table
+    if not parsed.rows:
+        names = ", ".join(file.name for file in parsed.sources)
+        raise EmptyResultError(f"There are no rows in the files of data.{table} ({names}): give files with rows.")
+    if parsed.quarantined > data.max_bad_ratio * parsed.rows:
+        raise BadRowsError(
+            f"{parsed.quarantined} of {parsed.rows} rows of data.{table} cannot be used "
+            f"({in_words(dict(sorted(parsed.reasons.items())))}), more than data.max_bad_ratio {data.max_bad_ratio} "
+            f"allows. First: {_examples(parsed)}. Correct the recipe or the rows, or raise data.max_bad_ratio."
+        )
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Counts by name, as a sentence has them."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def write_quarantine(tables: Iterable[ParsedFiles], path: Path, earlier: Sequence[Path] = ()) -> None:
+    """One Parquet file of all quarantined rows, those of `earlier` files first; block by block."""
+    schema = pl.DataFrame(schema=QUARANTINE_SCHEMA).to_arrow().schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for file in earlier:
+            for batch in pq.ParquetFile(file).iter_batches():
+                writer.write_batch(batch.cast(schema))
+        for parsed in tables:
+            for frame in _quarantine(parsed):
+                writer.write_table(frame.to_arrow().cast(schema))
+
+
+def _read_up_to(sources: Sequence[SourceFile], pieces: Sequence[Piece]) -> dict[str, int]:
+    ends = {piece.source.name: piece.stop for piece in pieces if piece.source.may_grow}
+    return {file.name: ends.get(file.name, file.size_bytes) for file in sources}
+
+
+def _splitters(pieces: Sequence[Piece]) -> list[str]:
+    n_ranges = -(-sum(estimated_rows(piece) for piece in pieces) // RANGE_ROWS)
+    if n_ranges < 2:
+        return []
+    chosen = pieces[:: -(-len(pieces) // SAMPLED_PIECES)]
+    return choose_splitters(pl.concat([sample_users(piece) for piece in chosen]), n_ranges)
+
+
+def _parse(
+    piece: Piece, folder: Path, splitters: Sequence[str] | None, forgotten: Tombstones
+) -> tuple[str, list[_Block]]:
+    blocks = []
+    for number, parsed in enumerate(_without(block, forgotten) for block in parse_piece(piece)):
+        name = f"{piece.number:06}-{number:04}"
+        if splitters is None:
+            parsed.good.write_ipc(folder / f"{name}.arrow")
+        elif len(parsed.good):
+            write_fragment(parsed.good, splitters, folder / f"{name}.arrow")
+        if len(parsed.quarantine):
+            parsed.quarantine.write_ipc(folder / f"{name}.quarantine")
+        reasons = dict(parsed.quarantine.group_by(Columns.REASON).len().iter_rows())
+        newest = parsed.good[Columns.TIMESTAMP].max() if Columns.TIMESTAMP in parsed.good.columns else None
+        assert newest is None or isinstance(newest, datetime)
+        blocks.append(_Block(name, parsed.rows, len(parsed.good), reasons, parsed.dropped, newest))
+    return digest(piece), blocks
+
+
+def _without(block: ParsedBlock, forgotten: Tombstones) -> ParsedBlock:
+    if not len(forgotten) or Columns.USER_ID not in block.good.columns:
+        return block
+    kept = block.good.filter(~forgotten.is_forgotten(block.good[Columns.USER_ID]))
+    return replace(block, good=kept, dropped=block.dropped | {"forgotten_user": len(block.good) - len(kept)})
+
+
+def _add(parsed: ParsedFiles, source: SourceFile, block: _Block, folder: Path, rows_before: int) -> None:
+    parsed.rows += block.rows
+    parsed.valid += block.valid
+    parsed.reasons.update(block.reasons)
+    parsed.dropped.update(block.dropped)
+    parsed.newest = max(filter(None, (parsed.newest, block.newest)), default=None)
+    good, quarantine = folder / f"{block.name}.arrow", folder / f"{block.name}.quarantine"
+    if good.exists():
+        parsed.good.append((source, good))
+    if quarantine.exists():
+        parsed.quarantine.append((quarantine, rows_before))
+
+
+def _joined(digests: Sequence[str]) -> str:
+    """The digest of a file: of its bytes, or of the digests of its pieces."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _quarantine(parsed: ParsedFiles) -> Iterable[pl.DataFrame]:
+    for path, rows_before in parsed.quarantine:
+        yield pl.read_ipc(path).with_columns(pl.col(Columns.POSITION) + rows_before)
+
+
+def _examples(parsed: ParsedFiles) -> str:
+    columns = (Columns.FILE, Columns.POSITION, Columns.REASON, Columns.RAW)
+    rows: list[Any] = []
+    for frame in _quarantine(parsed):
+        rows += frame.select(columns).head(EXAMPLES - len(rows)).iter_rows()
+        if len(rows) == EXAMPLES:
+            break
+    return "; ".join(f"{file} record {number} is {raw!r} ({reason})" for file, number, reason, raw in rows)
