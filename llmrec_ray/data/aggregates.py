@@ -62,7 +62,7 @@ def cut_pairs(events_per_item: IntArray, within: int) -> list[int]:
     """The first item row of each range of items, [R], ascending from 0, so that no range has many more pairs than the
     others and a range fits into memory; from the events of each item, [n_items], in all parts."""
     pairs = np.cumsum(events_per_item) * 2 * within
-    numbers = (pairs - 1) // PAIRS_AT_ONCE
+    numbers = np.maximum(pairs - 1, 0) // PAIRS_AT_ONCE
     return [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
 
 
