@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from llmrec_ray import stages
+from llmrec_ray.changes import AddedItem, Changes, NewItem
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.recommend import Filters, Pipeline, Request
+from llmrec_ray.recommend.catalogue import grown_attributes
 from tests.boards import COLOURS, board_recipe
 
 N_USERS, N_ITEMS, N_READERS = 40, 24, 10
@@ -115,6 +118,16 @@ def test_an_unknown_person_is_told_apart_by_a_history_in_the_other_domain(pipeli
 def test_without_a_filter_all_domains_are_recommended_from(pipeline):
     [answer] = pipeline.recommend([Request(user_id="u00", k=20, exclude_seen=False)])
     assert {item.item_id.split(":")[0] for item in answer.items} == {"books", "films"}
+
+
+def test_an_item_that_is_added_while_serving_has_the_domain_that_its_id_begins_with(dataset):
+    added = [
+        AddedItem.of(NewItem(item_id=item_id, text="thing", attributes=attributes), np.zeros(2, np.float32))
+        for item_id, attributes in (("books:new", {}), ("games:1", {}), ("plain", {}), ("films:9", {"domain": "books"}))
+    ]
+    grown = grown_attributes(dataset.item_attributes, Changes().after(added))
+    assert grown["domain"].to_list()[-4:] == ["books", None, None, "books"]
+    assert grown["colour"].to_list()[-4:] == [None] * 4
 
 
 def test_the_domain_can_be_context_of_the_model():

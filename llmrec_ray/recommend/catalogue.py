@@ -17,7 +17,7 @@ from llmrec_ray.changes import AttributeValue, Changes, NewItem
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import RequestError
 from llmrec_ray.text import clean_text
-from llmrec_ray.types import Histories, IntArray
+from llmrec_ray.types import Columns, Histories, IntArray
 from llmrec_ray.vocab import Vocabulary
 
 __all__ = ["Catalogue", "grown_attributes", "hidden_rows"]
@@ -125,13 +125,20 @@ class Catalogue:
 
 
 def grown_attributes(attributes: pl.DataFrame, changes: Changes) -> pl.DataFrame:
-    """Attributes of the N items of a Release -> those of N + M items, null where nothing is said."""
+    """Attributes of the N items of a Release -> those of N + M items, null where nothing is said.
+
+    Of a catalogue with domains, an id that begins with one of them says it.
+    """
     if not changes.added or not attributes.width:
         return attributes
     more = pl.DataFrame([
         pl.Series(name, [item.attributes.get(name) for item in changes.added], dtype=dtype, strict=False)
         for name, dtype in attributes.schema.items()
     ])
+    if attributes.schema.get(Columns.DOMAIN) == pl.String:
+        begins = pl.Series([item.item_id.partition(":")[0] for item in changes.added], dtype=pl.String)
+        known = begins.is_in(attributes[Columns.DOMAIN].unique().implode())
+        more = more.with_columns(pl.col(Columns.DOMAIN).fill_null(begins.set(~known, None)))
     return pl.concat([attributes, more], rechunk=False)
 
 
