@@ -216,7 +216,7 @@ def _write(plans: Sequence[PartPlan], writer: _Writer, spread: Spread) -> None:
         (writer.scratch / folder).mkdir()
     counts = spread.map(writer, plans, "write")
     writer.splits.check(reduce(operator.add, counts))
-    popularity = [pl.read_ipc(path) for path in sorted((writer.scratch / "popularity").iterdir())]
+    popularity = (pl.read_ipc(path) for path in sorted((writer.scratch / "popularity").iterdir()))
     merge_popularity(popularity).write_parquet(writer.folder / "popularity.parquet")
     if writer.data.cooccurrence is not None:
         (writer.folder / "cooccurrence").mkdir()
