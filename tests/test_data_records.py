@@ -281,7 +281,8 @@ def test_what_polars_reads_is_what_is_read_record_by_record(tmp_path, pairs):
 
 SCRAPS = (
     b"user_id,item_id,timestamp\n", b"u,i,1\n", b'"u","i', b'"\n', b",", b"\n", b"\r\n", b"\xff", b"[]", b"\x00",
-    b"1e400", b'{"user_id": "u", "item_id": 1, "timestamp": 5}\n', b'{"user_id": ', b"\xef\xbb\xbf", b"\xff\xfe", b"PAR1",
+    b"1e400", b'{"user_id": "u", "item_id": 1, "timestamp": 5}\n',
+    b'{"user_id": ', b"\xef\xbb\xbf", b"\xff\xfe", b"PAR1",
     b'"\\ud800"', b"}",
 )
 
