@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from llmrec_ray.data.behaviour import tell_behaviour
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.text import TextTemplate
 from llmrec_ray.train.newcomers import profile_map
-from llmrec_ray.types import Histories
+from llmrec_ray.types import Columns, Histories
 from tests.boards import board_recipe
 from tests.tiny_release import write_tiny_bundle
 
@@ -98,6 +99,20 @@ def test_held_out_events_are_told_only_where_they_are_asked_for(dataset):
     lengths = {split: len(text.split(", ")) for split, text in told_of.items()}
     assert lengths == {"train": len(history), "validation": len(history) + 1, "test": len(history) + 2}
     assert told_of["train"].startswith("liked: ")
+
+
+def test_nothing_learnt_from_behaviour_depends_on_held_out_events(recipe, dataset, tmp_path):
+    bundle = Bundle(write_tiny_bundle(recipe, dataset, str(tmp_path)))
+    other = Dataset(dataset.artifact)
+    held_out = pl.col(Columns.SPLIT) != "train"
+    other.interactions = dataset.interactions.with_columns(
+        pl.when(held_out).then(39 - pl.col(Columns.ITEM_ROW)).otherwise(pl.col(Columns.ITEM_ROW)).alias(Columns.ITEM_ROW)
+    )
+    assert other.behaviour_texts("train") == dataset.behaviour_texts("train")
+    assert other.behaviour_texts("test") != dataset.behaviour_texts("test")
+    one, same = (profile_map(data, bundle, bundle.load_encoder()) for data in (dataset, other))
+    assert one is not None and same is not None
+    np.testing.assert_array_equal(one.weights, same.weights)
 
 
 def test_a_profile_map_reads_what_people_say_and_short_and_long_tellings_of_the_train_split(
