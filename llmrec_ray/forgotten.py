@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,10 +25,14 @@ import polars as pl
 from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
 from llmrec_ray.errors import CorruptArtifactError
 
-__all__ = ["FORGOTTEN", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri", "remember"]
+__all__ = ["FORGOTTEN", "GONE", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri", "remember"]
 
 FORGOTTEN = "forgotten.json"
 PREFIX = "forgotten:"
+GONE = "forgotten"
+"""Stands in a quarantine in place of what a row held."""
+QUOTES, WORD = "\"' \r\n", re.compile(r"\w+")
+SEPARATORS = (",", "\t", ";", "|", "::", ":", " ", "^", "~", "\x01")
 DIGEST_BYTES, SALT_BYTES = 16, 16
 
 
@@ -63,6 +68,15 @@ class Tombstones:
         forgotten = [id_ for id_ in ids.unique().drop_nulls() if id_ in self]
         return ids.is_in(pl.Series(forgotten, dtype=pl.String).implode()).fill_null(False)
 
+    def without_mentions(self, rows: pl.Series) -> pl.Series:
+        """Rows of an input file as they stand there (String), those emptied that may be of a forgotten person: a field
+        of the row, however it is separated, is their id.
+        """
+        if not len(self):
+            return rows
+        emptied = [raw if raw is None or not self._is_mentioned_in(raw) else GONE for raw in rows]
+        return pl.Series(rows.name, emptied, dtype=pl.String)
+
     def name_of(self, user_id: str) -> str:
         """What stands in a vocabulary in place of a forgotten id."""
         salt = next((salt for salt, digests in self.people.items() if _digest(salt, user_id) in digests), None)
@@ -78,6 +92,9 @@ class Tombstones:
         """These and others; of a person who is in both, the mark of `other` counts."""
         salts = dict.fromkeys([*self.people, *other.people])
         return Tombstones({salt: {**self.people.get(salt, {}), **other.people.get(salt, {})} for salt in salts})
+
+    def _is_mentioned_in(self, raw: str) -> bool:
+        return any(field in self for field in _fields(raw))
 
     def unfinished_in(self, place: Tombstones) -> Tombstones:
         """Those, of these, that another place does not have yet or has not finished with."""
@@ -151,6 +168,16 @@ def _alone(uri: str) -> Iterator[None]:
     with path.with_suffix(".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _fields(raw: str) -> set[str]:
+    """What may be the fields of a row: values of a JSON object, or what stands between separators or within quotes."""
+    fields = {part.strip(QUOTES) for separator in SEPARATORS for part in raw.split(separator)}
+    fields |= set(WORD.findall(raw))
+    with contextlib.suppress(ValueError):
+        value = json.loads(raw)
+        fields |= {str(each) for each in (value.values() if isinstance(value, dict) else ())}
+    return fields
 
 
 def _read_local(path: Path) -> Tombstones:

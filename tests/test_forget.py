@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import gzip
+import itertools
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
@@ -10,15 +17,23 @@ from safetensors.numpy import load_file
 
 from llmrec_ray.artifact import Workspace, file_names
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Recipe
-from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ArtifactNotFoundError, DataError
-from llmrec_ray.events import Event, EventStore
-from llmrec_ray.forget import Forgotten, forget
-from llmrec_ray.forgotten import Tombstones, forgotten_in
+from llmrec_ray.config import ApiKey, FollowConfig, Recipe
+from llmrec_ray.data import Dataset, ingest
+from llmrec_ray.data import log as log_module
+from llmrec_ray.data.log import Log, LoggedEvents
+from llmrec_ray.data.ranges import read_range
+from llmrec_ray.errors import ArtifactNotFoundError, DataError, EventLogError, EventViewError
+from llmrec_ray.events import Event, EventLog, EventStore
+from llmrec_ray.forget import Forgotten, endpoints, forget
+from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri, remember
 from llmrec_ray.recommend import Pipeline, Request
 from llmrec_ray.release import Release, current_uri, load_release, rollback
+from llmrec_ray.serve import ServeArgs
+from llmrec_ray.serve.forgetting import forgotten_beside
+from llmrec_ray.serve.keys import hash_key
 from tests.boards import board_recipe, write_board
+from tests.local_endpoint import local_endpoint
+from tests.redis_server import RedisServer
 from tests.searching import found_in
 from tests.tiny_release import publish_tiny_release
 
@@ -172,3 +187,211 @@ def test_checkpoints_and_what_killed_stages_left_go_too(recipe, workspace, relea
     assert found_in(root, WHO) == []
     assert [path.name for path in (root / "runs").iterdir()] == ["other"]
     assert not (root / "tune").exists()
+
+
+def test_an_endpoint_follows_without_a_failed_request_and_keeps_everybody_elses_events(
+    recipe, workspace, release, monkeypatch
+):
+    monkeypatch.setattr(endpoints, "GRACE_S", 0.5)  # one replica of each stage, in one process
+    with serving(workspace) as url, httpx.Client(base_url=url, headers=ADMIN, timeout=30, trust_env=False) as http:
+        assert ask(http, WHO)["user"] == "known"
+        with writers(url, n=3) as written:
+            send(http, "first", WHO)
+            forgotten = forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url])
+            time.sleep(0.3)
+        assert ask(http, "u001")["release"] == forgotten.release != release.id
+        assert ask(http, WHO)["user"] == "unknown"
+        answer = send(http, "later", WHO)
+        assert (answer["accepted"], answer["duplicates"], answer["forgotten"]) == (0, 0, 1)
+        assert len(written) > 20
+        log = EventLog(workspace.local_folder("events") / "log")
+        kept = [event.event_id for file in log.files() for event, _ in log.read(file) if event is not None]
+        assert sorted(kept) == sorted(written)
+        assert found_in(Path(workspace.uri), WHO) == []
+
+
+def test_an_administrator_can_have_a_running_endpoint_forget_at_once(workspace, release):
+    with serving(workspace) as url, httpx.Client(base_url=url, headers=ADMIN, timeout=30, trust_env=False) as http:
+        send(http, "a", WHO)
+        send(http, "b", "u001")
+        answer = http.delete(f"/v1/admin/users/{WHO}").json()
+        assert answer["events"] == 1
+        assert answer["release"] == release.id
+        assert ask(http, WHO)["user"] == "unknown"
+        assert ask(http, WHO)["cold"] is True
+        assert ask(http, "u001")["user"] == "known"
+        assert http.get("/v1/users", params={"prefix": "person"}).json() == []
+        assert found_in(workspace.local_folder("events"), WHO) == []
+        assert http.delete(f"/v1/admin/users/{WHO}").json()["events"] == 0
+    assert WHO in forgotten_in(workspace)
+
+
+def test_whoever_was_forgotten_while_an_endpoint_was_down_is_gone_when_it_answers(recipe, workspace, release):
+    with EventStore.open(workspace.local_folder("events")) as store:
+        store.record([event("a", WHO), event("b", "u001")])
+    remember(forgotten_uri(workspace), WHO, done=False)
+    with serving(workspace) as url, httpx.Client(base_url=url, headers=ADMIN, timeout=30, trust_env=False) as http:
+        assert ask(http, WHO)["user"] == "unknown"
+        assert found_in(workspace.local_folder("events"), WHO) == []
+
+
+def test_the_list_lies_in_the_workspace_of_a_release_or_beside_it():
+    assert forgotten_beside("s3://bucket/work/releases/current.json") == "s3://bucket/work/forgotten.json"
+    assert forgotten_beside("/somewhere/release.json") == "/somewhere/forgotten.json"
+
+
+def test_what_redis_has_of_the_person_goes_and_does_not_come_back(recipe, workspace, release, tmp_path, monkeypatch):
+    server = RedisServer(tmp_path)
+    monkeypatch.setenv("LLMREC_REDIS_URL", server.url)
+    try:
+        with (
+            EventStore.open(workspace.local_folder("events"), server.url) as here,
+            EventStore.open(tmp_path / "elsewhere", server.url) as elsewhere,
+        ):
+            here.record([event("a", WHO), event("b", "u001")])
+            elsewhere.record([event("c", WHO, "i002"), event("d", "u002", "i002")])
+            assert here.newest(WHO, 5) == ["i001", "i002"]
+            run(recipe, workspace)
+            assert keys_with(server, WHO) == []
+            elsewhere.forget(forgotten_in(workspace))  # as its endpoint does when it sees the list
+            server.client().flushall()
+            wait_for(lambda: here.newest_of([WHO, "u001", "u002"], 5) == {WHO: [], "u001": ["i001"], "u002": ["i002"]})
+            assert keys_with(server, WHO) == []
+            assert found_in(tmp_path / "elsewhere", WHO) == []
+            server.kill()
+            with pytest.raises(EventLogError, match=f"The events of '{WHO}' in Redis cannot be removed now"):
+                run(recipe, workspace)
+            server.start()
+            run(recipe, workspace)
+    finally:
+        server.kill()
+
+
+def keys_with(server: RedisServer, word: str) -> list[bytes]:
+    client = server.client()
+    found = [key for key in client.scan_iter() if word.encode() in key]
+    client.close()
+    return found
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(EventViewError):
+            if is_so():
+                return
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def fed(recipe, workspace, tmp_path) -> Recipe:
+    """The recipe with feedback: the endpoint's own events, and an archive that is packed."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    lines = [event(f"x{n}", user, "i003").model_dump_json() + "\n" for n, user in enumerate([WHO, "u001", "u002", WHO])]
+    with gzip.open(archive / "20200101-old.jsonl.gz", "wt") as packed:
+        packed.writelines(lines)
+    with EventStore.open(workspace.local_folder("events")) as store:
+        store.record([event("a", WHO), event("b", "u001", "i002")])
+    data = recipe.data.model_copy(update={"feedback": ("{events}", str(archive)), "repeats": "last"})
+    return recipe.model_copy(update={"data": data})
+
+
+def test_archives_of_event_logs_lose_the_person_and_an_incremental_ingest_goes_on(fed, workspace, tmp_path):
+    raw = Path(workspace.uri) / "raw"
+    before = Dataset(ingest(fed, raw, workspace))
+    assert run(fed, workspace).event_lines == 3
+    assert found_in(Path(workspace.uri), WHO) == []
+    assert found_in(tmp_path / "archive", WHO) == []
+    assert ingest(fed, raw, workspace, extend=True).uri == workspace.latest("dataset", made_by="ingest") != before.uri
+    with EventStore.open(workspace.local_folder("events")) as store:
+        store.record([event("new", "u003", "i004")])
+    extended = Dataset(ingest(fed, raw, workspace, extend=True))
+    anew = Dataset(ingest(fed, raw, workspace))
+    assert found_in(Path(workspace.uri), WHO) == []
+    assert anew.artifact.manifest.metrics["rows_dropped_by_filter"]["forgotten_user"] == 20
+    assert [events_of(dataset, "u003") for dataset in (extended, anew)] == [events_of(extended, "u003")] * 2
+    assert len(anew.users) == len(extended.users) - 1
+
+
+def events_of(dataset: Dataset, user_id: str) -> list[str]:
+    rows = dataset.interactions.filter(pl.col("user_row") == dataset.users.row(user_id))
+    return dataset.items.ids(rows["item_row"])
+
+
+def test_a_cut_between_ranges_of_users_at_the_persons_id_moves_where_nobody_is(recipe, workspace, monkeypatch):
+    monkeypatch.setattr(log_module, "RANGE_ROWS", 30)
+    for _ in range(3):
+        dataset = Dataset(ingest(recipe, Path(workspace.uri) / "raw", workspace))
+        who = log_of(dataset, workspace).splitters[1]
+        before = dataset.interactions.filter(pl.col("user_row") != dataset.users.row(who))
+        run(recipe, workspace, who)
+        now = Dataset.open(workspace.latest("dataset", made_by="ingest"))
+        events = log_of(now, workspace)
+        assert who not in events.splitters
+        assert events.splitters == sorted(events.splitters)
+        assert now.interactions.equals(before)
+        for number in range(len(events.splitters) + 1):
+            users = read_range(events.fragments, number)["user_id"]
+            assert all(number == sum(cut <= user for cut in events.splitters) for user in users)
+
+
+def log_of(dataset: Dataset, workspace: Workspace) -> LoggedEvents:
+    [log_id] = dataset.log_ids
+    return Log.open(f"{workspace.root('log')}/log-{log_id}").events
+
+
+ADMIN = {"Authorization": "Bearer the admin key"}
+
+
+@contextlib.contextmanager
+def serving(workspace: Workspace) -> Iterator[str]:
+    args = ServeArgs(
+        release_uri=current_uri(workspace), events_folder=str(workspace.local_folder("events")),
+        follow=FollowConfig(sync_s=0.2, pointer_s=0.2),
+        keys=[ApiKey(name="test", sha256=hash_key("the admin key"), admin=True)],
+    )
+    with local_endpoint(args) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def writers(url: str, n: int) -> Iterator[list[str]]:
+    """People who send events and ask for recommendations all the time; the ids of events that were acknowledged."""
+    done, written, failed = threading.Event(), list[str](), list[str]()
+
+    def write(number: int) -> None:
+        with httpx.Client(base_url=url, headers=ADMIN, timeout=30, trust_env=False) as http:
+            for count in itertools.count():
+                if done.is_set():
+                    return
+                try:
+                    assert send(http, f"{number}-{count}", f"u{number:03}", f"i{count % 40:03}")["accepted"] == 1
+                    written.append(f"{number}-{count}")
+                    assert ask(http, f"u{number:03}")["degraded"] == []
+                except Exception as error:
+                    failed.append(repr(error))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(n)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield written
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+
+
+def send(http: httpx.Client, event_id: str, user_id: str, item_id: str = "i001") -> dict:
+    answer = http.post("/v1/events", json={"events": [{"event_id": event_id, "user_id": user_id, "item_id": item_id}]})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ask(http: httpx.Client, user_id: str) -> dict:
+    answer = http.post("/v1/recommend", json={"user_id": user_id, "k": 5})
+    assert answer.status_code == 200, answer.text
+    return answer.json()

@@ -60,8 +60,8 @@ def operations(url):
 OPERATIONS = {  # each with how many requests are tried; those of admins change what is served, which takes a while
     "POST /v1/recommend": 150, "GET /v1/similar/{item_id}": 40, "POST /v1/events": 40, "GET /v1/about": 3,
     "GET /v1/users": 30, "GET /v1/users/{user_id}/history": 30, "POST /v1/admin/items": 12,
-    "DELETE /v1/admin/items": 12, "POST /v1/admin/publish": 12, "GET /v1/admin/status": 3, "GET /healthz": 3,
-    "GET /readyz": 3,
+    "DELETE /v1/admin/items": 12, "POST /v1/admin/publish": 12, "GET /v1/admin/status": 3,
+    "DELETE /v1/admin/users/{user_id}": 20, "GET /healthz": 3, "GET /readyz": 3,
 }
 
 

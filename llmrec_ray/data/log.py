@@ -132,7 +132,7 @@ def parse_files(
 ) -> ParsedFiles:
     """Parse the pieces of one table into files of `folder`: fragments when there are splitters, else plain frames.
 
-    Events of forgotten users are dropped.
+    Events of forgotten users are dropped, and nothing that a quarantined row of theirs held is kept.
 
     Raises MissingInputError and DataError naming the file.
     """
@@ -185,7 +185,7 @@ def parse_log(
     Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
     """
     pieces = cut_pieces(sources, starts=starts or {})
-    splitters = _splitters(pieces) if splitters is None else list(splitters)
+    splitters = _splitters(pieces, forgotten) if splitters is None else list(splitters)
     parsed = parse_files(pieces, scratch / "log", spread, splitters, forgotten)
     check_quarantine(parsed, data)
     metrics = {
@@ -239,12 +239,13 @@ def _read_up_to(sources: Sequence[SourceFile], pieces: Sequence[Piece]) -> dict[
     return {file.name: ends.get(file.name, file.size_bytes) for file in sources}
 
 
-def _splitters(pieces: Sequence[Piece]) -> list[str]:
+def _splitters(pieces: Sequence[Piece], forgotten: Tombstones) -> list[str]:
     n_ranges = -(-sum(estimated_rows(piece) for piece in pieces) // RANGE_ROWS)
     if n_ranges < 2:
         return []
     chosen = pieces[:: -(-len(pieces) // SAMPLED_PIECES)]
-    return choose_splitters(pl.concat([sample_users(piece) for piece in chosen]), n_ranges)
+    users = pl.concat([sample_users(piece) for piece in chosen])
+    return choose_splitters(users.filter(~forgotten.is_forgotten(users)), n_ranges)
 
 
 def _parse(
@@ -267,7 +268,11 @@ def _parse(
 
 
 def _without(block: ParsedBlock, forgotten: Tombstones) -> ParsedBlock:
-    if not len(forgotten) or Columns.USER_ID not in block.good.columns:
+    if not len(forgotten):
+        return block
+    quarantine = block.quarantine.with_columns(forgotten.without_mentions(block.quarantine[Columns.RAW]))
+    block = replace(block, quarantine=quarantine)
+    if Columns.USER_ID not in block.good.columns:
         return block
     kept = block.good.filter(~forgotten.is_forgotten(block.good[Columns.USER_ID]))
     return replace(block, good=kept, dropped=block.dropped | {"forgotten_user": len(block.good) - len(kept)})

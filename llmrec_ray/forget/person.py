@@ -26,6 +26,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec_ray.forgotten import GONE
 from llmrec_ray.types import Columns
 
 __all__ = ["Person", "link_or_copy"]
@@ -37,7 +38,6 @@ WEIGHTS = "model.safetensors"
 ROWS_OF_USERS = ("users.users.weight", "user_features")
 EVALUATION, EXAMPLES, REPORT = "evaluation.json", "examples.json", "report.html"
 RANGES = "ranges.json"
-GONE = "forgotten"
 TABLE, ITEMS = "table", "items"
 
 
