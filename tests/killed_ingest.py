@@ -1,7 +1,8 @@
-"""Ingests in processes of their own that are killed, by SIGKILL, where they are told to.
+"""Ingests, and runs of forget, in processes of their own that are killed, by SIGKILL, where they are told to.
 
 Run as a program it imports everything once, and then forks a child per line of its input:
-`{"recipe": …, "raw": …, "workspace": …, "options": {…}, "kill_at": N}`. The child ends itself at its N-th step that
+`{"recipe": …, "raw": …, "workspace": …, "options": {…}, "kill_at": N}`, with `"forget": USER` to forget a person
+instead. The child ends itself at its N-th step that
 touches the file system (0: never); the answer is one line: how it ended, and how many such steps there were.
 """
 
@@ -28,7 +29,7 @@ class Forge:
         self._process = process
 
     def run(self, *, kill_at: int = 0, **order: Any) -> tuple[str, int]:
-        """How one ingest ended (`done`, `killed`, or its error), and its steps."""
+        """How one order ended (`done`, `killed`, or its error), and its steps."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({**order, "kill_at": kill_at}) + "\n")
         self._process.stdin.flush()
@@ -52,7 +53,7 @@ def forge() -> Iterator[Forge]:
 
 def serve_orders() -> None:
     """Fork a child per order until the input ends."""
-    import llmrec_ray.data  # noqa: F401  so that no child has to
+    import llmrec_ray.forget  # noqa: F401  so that no child has to
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -71,12 +72,14 @@ def serve_orders() -> None:
 
 
 def obey(order: dict[str, Any], pipe: int) -> None:
-    """In the child: ingest, say how it ended, and end without cleaning up after the parent's imports."""
+    """In the child: do it, say how it ended, and end without cleaning up after the parent's imports."""
     from llmrec_ray.artifact import Workspace
     from llmrec_ray.config.load import validate_recipe
     from llmrec_ray.data import ingest
+    from llmrec_ray.forget import forget
 
     recipe = validate_recipe(order["recipe"], "the recipe")
+    raw, workspace = Path(order["raw"]), Workspace(order["workspace"])
     steps = 0
 
     def count(event: str, _: object) -> None:
@@ -89,7 +92,10 @@ def obey(order: dict[str, Any], pipe: int) -> None:
 
     sys.addaudithook(count)
     try:
-        ingest(recipe, Path(order["raw"]), Workspace(order["workspace"]), use_ray=False, **order.get("options", {}))
+        if "forget" in order:
+            forget(recipe, order["forget"], workspace, raw)
+        else:
+            ingest(recipe, raw, workspace, use_ray=False, **order.get("options", {}))
         ended = "done"
     except BaseException as error:
         ended = f"{type(error).__name__}: {error}".replace("\n", " ")

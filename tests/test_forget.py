@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from llmrec_ray.data import log as log_module
 from llmrec_ray.data.log import Log, LoggedEvents
 from llmrec_ray.data.ranges import read_range
 from llmrec_ray.errors import ArtifactNotFoundError, DataError, EventLogError, EventViewError
+from llmrec_ray.evaluate import evaluate
 from llmrec_ray.events import Event, EventLog, EventStore
 from llmrec_ray.forget import Forgotten, endpoints, forget
 from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri, remember
@@ -32,6 +34,7 @@ from llmrec_ray.serve import ServeArgs
 from llmrec_ray.serve.forgetting import forgotten_beside
 from llmrec_ray.serve.keys import hash_key
 from tests.boards import board_recipe, write_board
+from tests.killed_ingest import forge
 from tests.local_endpoint import local_endpoint
 from tests.redis_server import RedisServer
 from tests.searching import found_in
@@ -340,6 +343,53 @@ def test_a_cut_between_ranges_of_users_at_the_persons_id_moves_where_nobody_is(r
 def log_of(dataset: Dataset, workspace: Workspace) -> LoggedEvents:
     [log_id] = dataset.log_ids
     return Log.open(f"{workspace.root('log')}/log-{log_id}").events
+
+
+@pytest.mark.parametrize("shares", [
+    (0.15, 0.5, 0.85, 0.97), pytest.param(tuple(np.linspace(0.01, 0.99, 40)), marks=pytest.mark.drill),
+])
+def test_a_run_that_is_killed_loses_nothing_of_others_and_the_next_one_finishes(fed, workspace, tmp_path, shares):
+    release = publish_tiny_release(fed, workspace)
+    others = [user for user in Dataset.open(release.dataset.uri).users if user != WHO]
+    before = answers(workspace, others)
+    order = {"recipe": fed.model_dump(mode="json"), "raw": str(tmp_path / "raw"), "forget": WHO}
+    untouched = tmp_path / "untouched"
+    for folder in ("work", "archive"):
+        shutil.copytree(tmp_path / folder, untouched / folder)
+    with forge() as forged:
+        ended, steps = forged.run(**order, workspace=workspace.uri)
+        assert (ended, found_in(Path(workspace.uri), WHO)) == ("done", [])
+        for share in shares:
+            for folder in ("work", "archive"):
+                shutil.rmtree(tmp_path / folder)
+                shutil.copytree(untouched / folder, tmp_path / folder)
+            ended, _ = forged.run(**order, workspace=workspace.uri, kill_at=int(share * steps))
+            assert ended == "killed"
+            assert answers(workspace, others) == before
+            ended, _ = forged.run(**order, workspace=workspace.uri)
+            assert ended == "done"
+            assert found_in(Path(workspace.uri), WHO) == []
+            assert found_in(tmp_path / "archive", WHO) == []
+            assert answers(workspace, others) == before
+
+
+def test_what_was_measured_stays_without_the_person(recipe, workspace, release):
+    evaluation = evaluate(
+        recipe, Dataset.open(release.dataset.uri), Bundle.open(release.bundle.uri), Pipeline.of_release(release),
+        workspace,
+    )
+    shown = json.loads((Path(evaluation.uri) / "examples.json").read_text())
+    who = shown[1]["user_id"]
+    before = pl.read_parquet(Path(evaluation.uri) / "ranks.parquet")
+    assert f"User {who}" in (Path(evaluation.uri) / "report.html").read_text()
+    forgotten = run(recipe, workspace, who)
+    now = Path(workspace.latest("evaluation", made_by="evaluate"))
+    assert forgotten.replaced[evaluation.uri] == str(now)
+    assert pl.read_parquet(now / "ranks.parquet").equals(before.filter(pl.col("user_id") != who))
+    assert f"User {shown[0]['user_id']}" in (now / "report.html").read_text()
+    assert json.loads((now / "examples.json").read_text()) == [shown[0], *shown[2:]]
+    assert found_in(Path(workspace.uri), who) == []
+    assert not Path(evaluation.uri).exists()
 
 
 ADMIN = {"Authorization": "Bearer the admin key"}
