@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from llmrec_ray.artifact import Workspace
-from llmrec_ray.config import DataConfig
 from llmrec_ray.config.load import validate_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.data.parse import ParsedBlock, parse_piece
-from llmrec_ray.data.pieces import cut_pieces
-from llmrec_ray.data.sources import SourceFile
+from llmrec_ray.data.parse import ParsedBlock
 from llmrec_ray.errors import DataError
+from tests.source_files import items_file, log_file, parsed
 
 NOON = dt.datetime(2024, 3, 1, 12, tzinfo=dt.UTC)
 
 
 def parse(folder: Path, frame: pl.DataFrame, file_format: str = "parquet", **log: object) -> ParsedBlock:
     path = folder / f"log.{file_format}"
-    if file_format == "parquet":
-        frame.write_parquet(path)
-    else:
-        frame.write_csv(path)
-    data = DataConfig.model_validate({"interactions": {"paths": [str(path)], "format": file_format, **log}})
-    source = SourceFile("interactions", data.interactions[0], 0, str(path), "log", path.stat().st_size)
-    [block] = [block for piece in cut_pieces([source]) for block in parse_piece(piece)]
-    return block
+    frame.write_parquet(path) if file_format == "parquet" else frame.write_csv(path)
+    return parsed(log_file(path, format=file_format, **log))
 
 
 def log_of(**columns: list) -> pl.DataFrame:
@@ -126,8 +119,8 @@ def test_a_value_that_is_no_number_is_quarantined(tmp_path, value):
 def test_a_column_of_lists_is_refused(tmp_path):
     with pytest.raises(DataError) as refusal:
         parse(tmp_path, pl.DataFrame({"user_id": [["a"]], "item_id": ["i"], "timestamp": [1]}))
-    assert str(refusal.value) == (
-        "The column 'user_id' of log holds List(String), not one value a row: flatten it first."
+    assert str(refusal.value).endswith(
+        "log.parquet holds List(String), not one value a row: flatten it first."
     )
 
 
@@ -135,6 +128,126 @@ def test_a_column_may_be_called_position_or_reason(tmp_path):
     columns = {"user_id": "position", "item_id": "reason", "timestamp": "file"}
     frame = pl.DataFrame({"position": ["u"], "reason": ["i"], "file": [5], "raw": ["x"]})
     assert parse(tmp_path, frame, "csv", columns=columns).good.row(0)[:2] == ("u", "i")
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [("%d/%m/%Y %H:%M", "01/03/2024 13:00"), ("%d.%m.%y %I:%M:%S.%f %p", "01.03.24 01:00:00.0 PM"),
+     ("%Y%m%d%H%M", "202403011300"), ("%a %b %d %Y %H:%M:%S %z", "Fri Mar 01 2024 07:00:00 -0500")],
+)
+def test_times_may_have_a_form_of_their_own(tmp_path, form, text):
+    found = parse(tmp_path, log_of(timestamp=[text, "soon"]), "csv", timestamp_format=form, timezone="Europe/Berlin")
+    assert found.good["timestamp"].to_list() == [NOON]
+    assert found.quarantine["reason"].to_list() == ["bad_timestamp"]
+
+
+def test_a_form_without_time_is_midnight(tmp_path):
+    found = parse(tmp_path, log_of(timestamp=["01/03/2024"]), "csv", timestamp_format="%d/%m/%Y")
+    assert found.good["timestamp"].to_list() == [NOON - dt.timedelta(hours=12)]
+
+
+def test_a_form_that_makes_no_sense_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"^The timestamps of .*log\.csv cannot be read as '%d %H' \(.*\): correct "):
+        parse(tmp_path, log_of(timestamp=["01 12"]), "csv", timestamp_format="%d %H")
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_times_without_a_zone_are_of_the_zone_that_is_given(tmp_path, typed):
+    texts = ["2024-03-01T13:00:00", "2024-03-31T02:30:00", "2024-10-27T02:30:00"]
+    times = pl.Series(texts).str.to_datetime(time_unit="ms") if typed else pl.Series(texts)
+    found = parse(tmp_path, log_of(timestamp=[0] * 3).with_columns(timestamp=times),
+                  timestamp_unit="iso8601", timezone="Europe/Berlin")
+    assert found.good["timestamp"].to_list() == [NOON, dt.datetime(2024, 10, 27, 0, 30, tzinfo=dt.UTC)]
+    assert found.quarantine["position"].to_list() == [2]  # the clocks skip this half hour
+
+
+def test_nanoseconds_and_large_numbers_are_exact(tmp_path):
+    numbers = [1_709_294_400_123_456_789, 2**63 - 1, -5]
+    found = parse(tmp_path, log_of(timestamp=numbers), timestamp_unit="ns")
+    assert found.good["timestamp"].dt.epoch("us").to_list() == [1_709_294_400_123_456]
+    assert found.quarantine["reason"].to_list() == ["timestamp_out_of_range"] * 2
+
+
+def test_kinds_of_events_weigh_and_others_are_dropped_before_they_are_judged(tmp_path):
+    kinds = ["view", "buy", "search", " view ", None, "buy", "search"]
+    items = ["i", "i", None, "i", "i", None, "i"]
+    found = parse(tmp_path, log_of(kind=kinds, item_id=items, stars=[2.0, 3, 1, 1, 1, 1, 1]), "csv",
+                  columns={"event": "kind", "value": "stars"}, event_weights={"view": 1.0, "buy": 2.5}, min_value=1.5)
+    assert found.good.select("event", "value").rows() == [("view", 2.0), ("buy", 7.5)]
+    assert found.quarantine.select("position", "reason").rows() == [(5, "missing_event"), (6, "missing_item_id")]
+    assert found.dropped == {"other_event": 2, "below_min_value": 1}
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_a_value_that_is_missing_may_have_a_default(tmp_path, file_format):
+    found = parse(tmp_path, log_of(stars=[4.0, None]), file_format, columns={"value": "stars"}, missing_value=1.0)
+    assert found.good["value"].to_list() == [4.0, 1.0]
+    found = parse(tmp_path, log_of(stars=["4", "x"]), columns={"value": "stars"}, missing_value=1.0)
+    assert found.quarantine["reason"].to_list() == ["bad_value"]
+
+
+def test_a_field_that_may_be_missing_need_not_be_there(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"user_id": "u", "item_id": "i", "timestamp": 1}\n')
+    source = log_file(tmp_path / "log.jsonl", format="jsonl", columns={"value": "stars"}, missing_value=2.0)
+    assert parsed(source).good["value"].to_list() == [2.0]
+
+
+def test_ids_of_sessions_and_events_and_context_are_kept_as_text(tmp_path):
+    columns = {"event_id": "id", "session": "visit", "context": ["device", "shop"]}
+    frame = log_of(id=[7, 8], visit=[1.0, None], device=["phone", " "], shop=[True, False])
+    assert parse(tmp_path, frame, columns=columns).good.drop("timestamp", "value").rows() == [
+        ("u", "i", "7", "1", "phone", "true"), ("u", "i", "8", None, None, "false")
+    ]
+
+
+def test_a_domain_is_part_of_the_ids_of_items(tmp_path):
+    assert parse(tmp_path, log_of(item_id=[7, None]), domain="books").good["item_id"].to_list() == ["books:7"]
+    pl.DataFrame({"id": [7, None], "name": ["A", "B"]}).write_parquet(tmp_path / "items.parquet")
+    found = parsed(items_file(tmp_path / "items.parquet", domain="books"))
+    assert found.good.rows() == [("books:7", "A")]
+    assert found.quarantine.select("table", "position", "reason").rows() == [("items", 2, "missing_id")]
+
+
+def test_lists_of_a_table_become_text_and_other_nested_columns_are_refused(tmp_path):
+    frame = pl.DataFrame({"id": ["a", "b"], "name": [["x", None, "y"], []], "year": [[1], [2, 3]]})
+    frame.write_parquet(tmp_path / "items.parquet")
+    found = parsed(items_file(tmp_path / "items.parquet", template="{name} {year}"))
+    assert found.good.rows() == [("a", "x, y", "1"), ("b", None, "2, 3")]
+    pl.DataFrame({"id": ["a"], "name": [{"k": 1}]}).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"^The column 'name' of .* holds Struct.*, not one value a row: flatten it"):
+        parsed(items_file(tmp_path / "items.parquet"))
+
+
+def test_a_table_keeps_numbers_and_makes_all_else_text(tmp_path):
+    kinds = pl.Series(["k"], dtype=pl.Categorical)
+    frame = pl.DataFrame({"id": [1], "name": ["x"], "born": [NOON.date()], "kind": kinds, "none": [None],
+                          "weight": [1.5], "left": [True]})
+    frame.write_parquet(tmp_path / "items.parquet")
+    found = parsed(items_file(tmp_path / "items.parquet", attributes=["born", "kind", "none", "weight", "left"]))
+    assert found.good.row(0) == ("1", "x", "2024-03-01", "k", None, 1.5, True)
+
+
+def test_a_column_may_change_its_type_midway(tmp_path):
+    lines = ["user_id,item_id,timestamp,stars", *["1,2,1709294400,3"] * 500]
+    (tmp_path / "log.csv").write_text("\n".join([*lines, "u,i,yesterday,many", "v,x-1,1709294400.0,3e0"]))
+    found = parsed(log_file(tmp_path / "log.csv", format="csv", columns={"value": "stars"}))
+    assert found.quarantine.select("position", "reason", "raw").rows() == [(501, "bad_timestamp", "u,i,yesterday,many")]
+    assert found.good.row(500) == ("v", "x-1", NOON, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ({"separator": ";\n", "format": "csv"}, "which cannot stand between fields: give characters other than double"),
+        ({"separator": "", "format": "csv"}, "separator is '', which cannot stand between fields"),
+        ({"encoding": "latin-1"}, "encoding is latin-1, but Parquet knows its own: leave encoding out, or set format"),
+        ({"missing_value": 1.0}, "missing_value is 1.0, but no column is named as the value: set columns.value"),
+        ({"columns": {"context": ["value"]}}, "context names the column 'value', a name that Datasets use themselves"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, log, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        log_file(tmp_path, **log)
 
 
 def catalogue_recipe(folder: Path):

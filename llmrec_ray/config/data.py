@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from llmrec_ray.config.section import Fraction, Section, Uri, Weight
+from llmrec_ray.types import Columns
 
 __all__ = [
     "COLD_FOLDS", "COLD_VALIDATION_FOLD", "BehaviourConfig", "Cooccurrence", "DataConfig", "FileFormat", "FileSection",
@@ -28,6 +29,10 @@ TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Domain = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,32}$")]
 TEXT_FORMATS = ("csv", "tsv")
+OWN_COLUMNS = frozenset({
+    Columns.USER_ID, Columns.ITEM_ID, Columns.TIMESTAMP, Columns.VALUE, Columns.EVENT, Columns.EVENT_ID,
+    Columns.SESSION, Columns.USER_ROW, Columns.ITEM_ROW, Columns.SPLIT,
+})
 
 
 def _known_zone(name: str) -> str:
@@ -107,6 +112,19 @@ class FileSection(Section):
             raise ValueError(f"quotes is false, but format is {self.format}: leave quotes out, or set format to csv")
         return self
 
+    @model_validator(mode="after")
+    def _check_text(self) -> FileSection:
+        if self.encoding != "utf-8" and self.format == "parquet":
+            raise ValueError(
+                f"encoding is {self.encoding}, but Parquet knows its own: leave encoding out, or set format"
+            )
+        if self.separator is not None and (not self.separator or set(self.separator) & set("\"\r\n")):
+            raise ValueError(
+                f"separator is {self.separator!r}, which cannot stand between fields: give characters other than "
+                "double quotes and line ends"
+            )
+        return self
+
 
 class LogColumns(Section):
     """Which columns of the log hold what."""
@@ -127,6 +145,16 @@ class LogColumns(Section):
     """Optional column with the id of the session; see `data.session_gap_s` for logs without one."""
     context: tuple[str, ...] = ()
     """Columns kept beside every event, such as the device."""
+
+    @model_validator(mode="after")
+    def _check_context(self) -> LogColumns:
+        for name in self.context:
+            if name in OWN_COLUMNS:
+                raise ValueError(
+                    f"context names the column {name!r}, a name that Datasets use themselves: say in columns what it "
+                    "means, or give the column another name"
+                )
+        return self
 
 
 class LogConfig(FileSection):
@@ -153,6 +181,15 @@ class LogConfig(FileSection):
             raise ValueError(
                 f"min_value is {self.min_value}, but no column is named as the value: "
                 "set columns.value, or leave min_value empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_missing_value_has_a_column(self) -> LogConfig:
+        if self.missing_value is not None and self.columns.value is None:
+            raise ValueError(
+                f"missing_value is {self.missing_value}, but no column is named as the value: set columns.value, or "
+                "leave missing_value out"
             )
         return self
 

@@ -99,7 +99,7 @@ def _with_joined_lists(frame: pl.DataFrame) -> pl.DataFrame:
         if isinstance(dtype, pl.List | pl.Array) and not dtype.inner.is_nested() and dtype.inner != pl.Object
     ]
     joined = (pl.col(name).cast(pl.List(pl.String)).list.drop_nulls().list.join(BETWEEN_VALUES) for name in lists)
-    return frame.with_columns(joined)
+    return frame.with_columns(pl.when(text != "").then(text) for text in joined)
 
 
 def _refuse_nested(schema: Mapping[str, pl.DataType], name: str) -> None:
@@ -158,11 +158,20 @@ def _check_log(frame: pl.DataFrame, log: LogConfig, name: str) -> pl.DataFrame:
 
 
 def _check_table(frame: pl.DataFrame, table: TableConfig, *, with_domain: bool) -> pl.DataFrame:
-    named = named_columns(frame, table)
+    named = _plain(named_columns(frame, table))
     found = _id(table.id, named.schema)
     prefixed = f"{table.domain}:" + found if with_domain and table.domain is not None else found
     reason = pl.when(pl.col(table.id).is_null()).then(pl.lit("missing_id")).alias(REASON)
     return named.with_columns(prefixed.alias(table.id)).with_columns(reason, pl.lit(None, pl.String).alias(FILTER))
+
+
+def _plain(frame: pl.DataFrame) -> pl.DataFrame:
+    """Numbers, truth values and text stay; all else becomes text, so that files can stand under each other."""
+    others = [
+        name for name, dtype in frame.schema.items()
+        if not (dtype.is_integer() or dtype.is_float() or dtype in {pl.Boolean, pl.String})
+    ]
+    return frame.with_columns(pl.col(others).cast(pl.String, strict=False)) if others else frame
 
 
 def _first(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
