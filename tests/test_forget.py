@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from llmrec_ray.artifact import Workspace, file_names
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import ApiKey, FollowConfig, Recipe
+from llmrec_ray.config.data import Cooccurrence
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.data import log as log_module
 from llmrec_ray.data.log import Log, LoggedEvents
@@ -371,6 +372,22 @@ def test_a_run_that_is_killed_loses_nothing_of_others_and_the_next_one_finishes(
             assert found_in(Path(workspace.uri), WHO) == []
             assert found_in(tmp_path / "archive", WHO) == []
             assert answers(workspace, others) == before
+
+
+def test_tables_that_are_counted_from_events_are_those_of_the_others(recipe, workspace, tmp_path):
+    data = recipe.data.model_copy(update={"cooccurrence": Cooccurrence(within=3, top=5), "popularity_days": 0.01})
+    recipe = recipe.model_copy(update={"data": data})
+    before = Dataset(ingest(recipe, tmp_path / "raw", workspace))
+    popularity, companions = before.popularity_over_time, before.cooccurrence
+    run(recipe, workspace)
+    now = Dataset.open(workspace.latest("dataset", made_by="ingest"))
+    log = pl.read_csv(tmp_path / "log.csv", infer_schema=False)
+    log.filter(pl.col("who") != WHO).write_csv(tmp_path / "log.csv")
+    never = Dataset(ingest(recipe, tmp_path / "raw", Workspace(str(tmp_path / "never"))))
+    assert now.popularity_over_time.equals(never.popularity_over_time)
+    assert now.cooccurrence.equals(never.cooccurrence)
+    assert not popularity.equals(never.popularity_over_time)
+    assert not companions.equals(never.cooccurrence)
 
 
 def test_what_was_measured_stays_without_the_person(recipe, workspace, release):

@@ -13,6 +13,7 @@ from typing import Any
 from llmrec_ray.artifact import Artifact, ArtifactKind, Workspace, create_artifact, open_artifact
 from llmrec_ray.errors import ArtifactNotFoundError
 from llmrec_ray.forget.person import Person, link_or_copy
+from llmrec_ray.forget.recount import is_counted, recount
 from llmrec_ray.forget.storage import folders
 
 __all__ = ["KINDS", "Successors", "artifacts_in", "holds"]
@@ -86,12 +87,16 @@ class Successors:
         parents = {name: self._now(id_) for name, id_ in manifest.parents.items()}
         row, person = self.person.row_in(artifact.path), self._person_in(artifact)
 
+        counted = {name for name in manifest.files if is_counted(name) and row is not None}
+
         def write(folder: Path) -> None:
-            for name in manifest.files:
+            for name in manifest.files.keys() - counted:
                 if name == CARD:
                     _write_card(artifact.path / name, folder / name, self._renamed())
                 else:
                     person.write_without(artifact.path / name, folder / name, row)
+            if counted:
+                recount(folder, manifest.config["data"], manifest.metrics["items"])
 
         return create_artifact(
             artifact.uri.rpartition("/")[0], manifest.kind, write,
