@@ -4,6 +4,8 @@ import contextlib
 import gzip
 import itertools
 import json
+import logging
+import re
 import shutil
 import threading
 import time
@@ -14,17 +16,27 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from llmrec_ray.artifact import Workspace, file_names
 from llmrec_ray.bundle import Bundle
+from llmrec_ray.changes import ChangeLog, RemovedItem
+from llmrec_ray.cli.main import run as command_line
 from llmrec_ray.config import ApiKey, FollowConfig, Recipe
-from llmrec_ray.config.data import Cooccurrence
+from llmrec_ray.config.data import Cooccurrence, TableConfig
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.data import log as log_module
 from llmrec_ray.data.log import Log, LoggedEvents
 from llmrec_ray.data.ranges import read_range
-from llmrec_ray.errors import ArtifactNotFoundError, DataError, EventLogError, EventViewError
+from llmrec_ray.errors import (
+    ArtifactError,
+    ArtifactNotFoundError,
+    CorruptArtifactError,
+    DataError,
+    EventLogError,
+    EventViewError,
+)
 from llmrec_ray.evaluate import evaluate
 from llmrec_ray.events import Event, EventLog, EventStore
 from llmrec_ray.forget import Forgotten, endpoints, forget
@@ -37,6 +49,7 @@ from llmrec_ray.serve.keys import hash_key
 from tests.boards import board_recipe, write_board
 from tests.killed_ingest import forge
 from tests.local_endpoint import local_endpoint
+from tests.local_http import served
 from tests.redis_server import RedisServer
 from tests.searching import found_in
 from tests.tiny_release import publish_tiny_release
@@ -390,6 +403,101 @@ def test_tables_that_are_counted_from_events_are_those_of_the_others(recipe, wor
     assert not companions.equals(never.cooccurrence)
 
 
+@pytest.fixture
+def package_logging_as_before():
+    """The command line points the package's log at stderr, which in a test is closed afterwards."""
+    log = logging.getLogger("llmrec_ray")
+    before = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = before[0], before[1]
+    log.setLevel(before[2])
+
+
+@pytest.mark.usefixtures("package_logging_as_before")
+def test_the_command_says_what_it_did_and_what_is_left(recipe, workspace, release, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = ["forget", "--config", str(tmp_path / "recipe.yaml"), "--json", "--user"]
+    assert command_line([*command, "nobody"]) == 1
+    assert "names the user 'nobody', so nothing was changed" in capsys.readouterr().err
+    assert command_line([*command, WHO]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out.splitlines()[-1])
+    assert told["tombstone"].startswith("forgotten:")
+    assert told["left"] == {str(tmp_path / "log.csv"): 20}
+    assert told["release"] == load_release(current_uri(workspace)).id
+    assert f"20 rows of {tmp_path / 'log.csv'}; the next ingest leaves them out." in said.err
+    assert WHO not in said.out + said.err
+
+
+def test_the_files_of_a_release_stay_as_long_as_an_endpoint_answers_with_it(recipe, workspace, release, monkeypatch):
+    monkeypatch.setattr(endpoints, "SWITCH_TIMEOUT_S", 0.2)
+    with stuck_at(release.id) as url:
+        message = f"{url} still answers with release {release.id} after 0 s, so its files were not deleted"
+        with pytest.raises(ArtifactError, match=re.escape(message)):
+            forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url])
+    assert Dataset.open(release.dataset.uri).users.row(WHO) >= 0
+    run(recipe, workspace)
+    assert found_in(Path(workspace.uri), WHO) == []
+
+
+@contextlib.contextmanager
+def stuck_at(release_id: str) -> Iterator[str]:
+    """An endpoint that never switches."""
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps({"release": f"{release_id}+3"}).encode()})
+
+    with served(app, lifespan="off") as url:
+        yield url
+
+
+def test_changes_to_items_that_were_made_while_serving_go_on(recipe, workspace, release):
+    log = ChangeLog.of(current_uri(workspace), release.id)
+    log.append([RemovedItem(item_id="i001")], after=0)
+    forgotten = run(recipe, workspace)
+    assert ChangeLog.of(current_uri(workspace), forgotten.release).read().gone == {"i001"}
+    assert not Path(log.uri).exists()
+
+
+def test_a_damaged_list_of_forgotten_people_is_told_of_and_takes_no_events(workspace, recipe, release):
+    with EventStore.open(workspace.local_folder("events")) as store:
+        store.record([event("a", WHO)])
+        run(recipe, workspace)
+        for place in (Path(workspace.uri) / "forgotten.json", store.log.folder / "forgotten.json"):
+            place.write_text('{"people": []}')
+        with pytest.raises(CorruptArtifactError, match="which says who was forgotten, is damaged: restore it from a"):
+            run(recipe, workspace)
+        with pytest.raises(EventLogError, match=r"event log: .*forgotten.json, which says who was forgotten, is dam"):
+            store.record([event("b", "u001")])
+
+
+def test_somebody_who_is_only_in_the_owners_files_is_kept_out_of_the_next_ingest(recipe, workspace, tmp_path):
+    with pytest.raises(DataError, match="so nothing was changed"):
+        run(recipe, workspace, "nobody")
+    forgotten = run(recipe, workspace)
+    assert (forgotten.replaced, forgotten.deleted, forgotten.left) == ({}, [], {str(tmp_path / "log.csv"): 20})
+    assert WHO not in Dataset(ingest(recipe, tmp_path / "raw", workspace)).users
+
+
+def test_what_is_said_of_the_person_goes_and_what_is_said_of_others_stays(recipe, workspace, tmp_path):
+    told = pl.DataFrame([{"who": who, "about": f"I am {who}", "age": n} for n, who in enumerate(["u001", WHO, "u003"])])
+    told.write_csv(tmp_path / "people.csv")
+    table = TableConfig(
+        paths=(str(tmp_path / "people.csv"),), format="csv", id="who", template="{about}", attributes=("age",)
+    )
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"users": (table,)})})
+    before = Dataset(ingest(recipe, tmp_path / "raw", workspace))
+    row, texts = before.users.row(WHO), before.user_texts
+    ages = before.user_attributes["age"].to_list()
+    assert (texts[row], ages[row]) == (f"I am {WHO}", 1)
+    forgotten = run(recipe, workspace)
+    assert {Path(file).name: rows for file, rows in forgotten.left.items()} == {"log.csv": 20, "people.csv": 1}
+    now = Dataset.open(workspace.latest("dataset", made_by="ingest"))
+    texts[row], ages[row] = "", None
+    assert (now.user_texts, now.user_attributes["age"].to_list()) == (texts, ages)
+    assert found_in(Path(workspace.uri), WHO) == []
+
+
 def test_what_was_measured_stays_without_the_person(recipe, workspace, release):
     evaluation = evaluate(
         recipe, Dataset.open(release.dataset.uri), Bundle.open(release.bundle.uri), Pipeline.of_release(release),
@@ -407,6 +515,37 @@ def test_what_was_measured_stays_without_the_person(recipe, workspace, release):
     assert json.loads((now / "examples.json").read_text()) == [shown[0], *shown[2:]]
     assert found_in(Path(workspace.uri), who) == []
     assert not Path(evaluation.uri).exists()
+
+
+@pytest.mark.drill
+def test_on_ray_two_ingress_replicas_follow_without_a_failed_request(recipe, workspace, release, ray_session):
+    from llmrec_ray.config import Replicas, ServeConfig
+    from llmrec_ray.serve import start
+    from tests.test_serve_http import free_port
+
+    config = ServeConfig(
+        port=free_port(), ingress=Replicas(min_replicas=2, max_replicas=2),
+        keys=[ApiKey(name="test", sha256=hash_key("the admin key"), admin=True)],
+    )
+    events = workspace.local_folder("events")
+    with (
+        start(config, current_uri(workspace), str(events), api_key="the key") as endpoint,
+        httpx.Client(base_url=endpoint.url, headers=ADMIN, timeout=30, trust_env=False) as http,
+    ):
+        assert ask(http, WHO)["user"] == "known"
+        with writers(endpoint.url, n=4) as written:
+            for number in range(20):
+                send(http, f"first-{number}", WHO)
+            forgotten = forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[endpoint.url])
+            for number in range(20):
+                assert send(http, f"later-{number}", WHO)["forgotten"] == 1
+                answer = ask(http, WHO)
+                assert (answer["user"], answer["release"]) == ("unknown", forgotten.release)
+        log = EventLog(events / "log")
+        kept = [event.event_id for file in log.files() for event, _ in log.read(file) if event is not None]
+        assert sorted(kept) == sorted(written)
+        assert len(written) > 100
+        assert found_in(Path(workspace.uri), WHO) == []
 
 
 ADMIN = {"Authorization": "Bearer the admin key"}
