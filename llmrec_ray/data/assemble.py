@@ -22,7 +22,7 @@ import polars as pl
 
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
-from llmrec_ray.data.encoded import EncodedRange, encode_range, found_items, peel_range, place_items
+from llmrec_ray.data.encoded import EncodedRange, encode_range, finish_range, found_items, peel_range
 from llmrec_ray.data.kcore import ItemCounts
 from llmrec_ray.data.log import LoggedEvents
 from llmrec_ray.data.parts import FIRST, NumberedRange, PartPlan, part_events, plan_parts
@@ -35,6 +35,7 @@ from llmrec_ray.types import Columns, IntArray
 __all__ = ["Assembled", "assemble"]
 
 ITEM_RANGES = 16
+ITEMS = "items.arrow"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def assemble(
     item_rows = np.full(len(mentioned), -1, np.int64)
     item_rows[core.counts > 0] = rows
     np.save(scratch / "item_rows.npy", item_rows)
-    users, events_per_user, numbered = _number_users(ranges, earlier_users, spread)
+    users, events_per_user, numbered = _number_users(ranges, earlier_users, scratch, spread)
     kept = int(events_per_user.sum())
     folder = scratch / "made"
     if kept:
@@ -136,12 +137,11 @@ class _Core:
 def _k_core(
     ranges: Sequence[EncodedRange], mentioned: pl.DataFrame, data: DataConfig, scratch: Path, spread: Spread
 ) -> _Core:
-    ids, dead_items = scratch / "items.arrow", scratch / "dead.npy"
+    ids, dead_items = scratch / ITEMS, scratch / "dead.npy"
     mentioned.select(ID).write_ipc(ids)
-    spread.map(partial(place_items, items=ids), ranges, "place")
     counts = ItemCounts(mentioned["count"].to_numpy().copy(), data.min_item_interactions)
     rare_user = rare_item = 0
-    peel = partial(peel_range, dead=dead_items, min_user_events=data.min_user_interactions)
+    peel = partial(peel_range, items=ids, dead=dead_items, min_user_events=data.min_user_interactions)
     while (dead := counts.newly_rare()).any():
         np.save(dead_items, dead)
         for lost in spread.map(peel, ranges, "k-core"):
@@ -152,10 +152,10 @@ def _k_core(
 
 
 def _number_users(
-    ranges: Sequence[EncodedRange], earlier: pl.Series, spread: Spread
+    ranges: Sequence[EncodedRange], earlier: pl.Series, scratch: Path, spread: Spread
 ) -> tuple[pl.Series, IntArray, list[NumberedRange]]:
     """Ids in row order, events per row, and the ranges with the rows of their users."""
-    counts = spread.map(EncodedRange.user_counts, ranges, "count")
+    counts = spread.map(partial(finish_range, items=scratch / ITEMS), ranges, "count")
     runs = [encoded.users.filter(pl.Series(count > 0)) for encoded, count in zip(ranges, counts, strict=True)]
     users, rows = number_ids(runs, earlier)
     events_per_user = np.zeros(len(users), np.int64)

@@ -25,9 +25,10 @@ from llmrec_ray.data.ranges import read_range
 from llmrec_ray.data.transform import transform
 from llmrec_ray.types import Columns, IntArray
 
-__all__ = ["EncodedRange", "Lost", "encode_range", "found_items", "peel_range", "place_items"]
+__all__ = ["EncodedRange", "Lost", "encode_range", "finish_range", "found_items", "peel_range"]
 
 ID = "id"
+PLACES = "places.npy"
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,13 @@ class EncodedRange:
 
     @property
     def places(self) -> IntArray:
-        """Place of each of `items` among those of all ranges, [N]."""
-        places: IntArray = np.load(self.folder / "places.npy")
+        """Place of each of `items` among those of all ranges, [N]; once they are known, see `finish_range`."""
+        places: IntArray = np.load(self.folder / PLACES)
         return places
 
     def keep(self, alive: NDArray[np.bool_]) -> None:
         """Remember which events are alive."""
         np.save(self.folder / "alive.npy", alive)
-
-    def user_counts(self) -> IntArray:
-        """Events of each of `users` that are alive, [U] int64."""
-        users = self.events[Columns.USER_ROW].to_numpy()[self.alive]
-        return np.bincount(users, minlength=len(self.users)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -118,26 +114,39 @@ def found_items(encoded: EncodedRange) -> pl.DataFrame:
     return pl.DataFrame({ID: items, "count": counts}).filter(pl.col("count") > 0)
 
 
-def place_items(encoded: EncodedRange, *, items: Path) -> None:
-    """Find the range's items among those of all ranges, the ids in the Arrow file `items`, and remember the places."""
+def peel_range(encoded: EncodedRange, *, items: Path, dead: Path, min_user_events: int) -> Lost:
+    """Drop the items marked in the file `dead` ([N] bool), then users who have become rare.
+
+    `items` is the Arrow file with the ids of the items of all ranges, whose places are meant.
+    """
+    _place_items(encoded, items)
+    events, before = encoded.events, encoded.alive
+    users = events[Columns.USER_ROW].to_numpy()
+    item_places = encoded.places[events[Columns.ITEM_ROW].to_numpy()]
+    without_items = drop_items(item_places, before, np.load(dead))
+    alive = drop_rare_users(users, without_items, len(encoded.users), min_user_events)
+    encoded.keep(alive)
+    lost, counts = np.unique(item_places[without_items & ~alive], return_counts=True)
+    rare_item, rare_user = int(before.sum() - without_items.sum()), int(without_items.sum() - alive.sum())
+    return Lost(rare_user, rare_item, lost, counts.astype(np.int64))
+
+
+def finish_range(encoded: EncodedRange, *, items: Path) -> IntArray:
+    """Remember the places of its items among those of all ranges, and count the events of each of its users that are
+    alive, [U] int64."""
+    _place_items(encoded, items)
+    users = encoded.events[Columns.USER_ROW].to_numpy()[encoded.alive]
+    return np.bincount(users, minlength=len(encoded.users)).astype(np.int64)
+
+
+def _place_items(encoded: EncodedRange, items: Path) -> None:
+    if (encoded.folder / PLACES).exists():
+        return
     every = pl.read_ipc(items)[ID]
     places = pl.DataFrame({ID: encoded.items}).join(
         every.to_frame().with_row_index("place"), on=ID, how="left", maintain_order="left"
     )["place"]
-    np.save(encoded.folder / "places.npy", places.cast(pl.Int64).fill_null(-1).to_numpy())
-
-
-def peel_range(encoded: EncodedRange, *, dead: Path, min_user_events: int) -> Lost:
-    """Drop the items marked in the file `dead` ([N] bool, by place among all), then users who have become rare."""
-    events, before = encoded.events, encoded.alive
-    users = events[Columns.USER_ROW].to_numpy()
-    items = encoded.places[events[Columns.ITEM_ROW].to_numpy()]
-    without_items = drop_items(items, before, np.load(dead))
-    alive = drop_rare_users(users, without_items, len(encoded.users), min_user_events)
-    encoded.keep(alive)
-    lost, counts = np.unique(items[without_items & ~alive], return_counts=True)
-    rare_item, rare_user = int(before.sum() - without_items.sum()), int(without_items.sum() - alive.sum())
-    return Lost(rare_user, rare_item, lost, counts.astype(np.int64))
+    np.save(encoded.folder / PLACES, places.cast(pl.Int64).fill_null(-1).to_numpy())
 
 
 def _places(column: str, ids: pl.Series) -> pl.Expr:

@@ -75,7 +75,7 @@ def ingest(
     there are none. Raises MissingInputError, BadRowsError, EmptyResultError and DataError, and then changes nothing.
     """
     data = recipe.data
-    spread = Spread.on_ray(data.max_memory_gb, num_blocks) if use_ray else Spread.here()
+    spread = Spread.on_ray(data.max_memory_gb, num_blocks) if use_ray else Spread.here(data.max_memory_gb)
     sources = find_sources(data, raw_folder, _events_folder(workspace))
     log_files = [source for source in sources if source.table == "interactions"]
     extension = plan_extension(log_files, data, workspace) if extend else Extension(log_files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ __all__ = ["Spread"]
 T = TypeVar("T")
 R = TypeVar("R")
 RAY_GB = 1.3  # Ray's own processes and the driver, measured
+HERE_GB = 0.3  # this process before it reads anything, measured
 TASK_GB = 0.7  # a task over a million rows, measured
 
 
@@ -28,8 +30,8 @@ TASK_GB = 0.7  # a task over a million rows, measured
 class Spread:
     """Where calls run.
 
-    use_ray: as tasks of Ray Data on the Ray that is connected, else one after the other here. max_tasks: so many at
-    once. num_blocks: blocks of calls, one per call when None.
+    use_ray: as tasks of Ray Data on the Ray that is connected, else as threads here. max_tasks: so many at once.
+    num_blocks: blocks of calls, one per call when None.
     """
 
     use_ray: bool
@@ -37,9 +39,9 @@ class Spread:
     num_blocks: int | None = None
 
     @classmethod
-    def here(cls) -> Spread:
-        """In this process."""
-        return cls(use_ray=False)
+    def here(cls, max_memory_gb: float) -> Spread:
+        """In this process, as many calls at once as its cores and the memory allow."""
+        return cls(use_ray=False, max_tasks=max(1, min(os.cpu_count() or 1, int((max_memory_gb - HERE_GB) / TASK_GB))))
 
     @classmethod
     def on_ray(cls, max_memory_gb: float, num_blocks: int | None = None) -> Spread:
@@ -57,10 +59,11 @@ class Spread:
         Functions, calls and results are pickled on their way. The first call that raises an LlmrecError ends it with
         that error.
         """
-        if not self.use_ray:
-            return [function(call) for call in _progress(calls, len(calls), description)]
         if not calls:
             return []
+        if not self.use_ray:
+            with ThreadPoolExecutor(self.max_tasks) as threads:
+                return list(_progress(threads.map(function, calls), len(calls), description))
         rows = list(_progress(self._on_ray(function, calls), len(calls), description))
         return [_result(row) for row in sorted(rows, key=_number)]
 
