@@ -84,10 +84,10 @@ def obey(order: dict[str, Any], pipe: int) -> None:
 
     def count(event: str, _: object) -> None:
         nonlocal steps
-        if event.startswith(STEPS):
+        if event.startswith(STEPS) and event != "os.kill":
             steps += 1
             os.write(pipe, b"step\n")
-            if steps == order["kill_at"]:
+            if 0 < order["kill_at"] <= steps:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
