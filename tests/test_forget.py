@@ -196,9 +196,13 @@ def test_checkpoints_and_what_killed_stages_left_go_too(recipe, workspace, relea
         ("runs/other/run.json", json.dumps({"dataset": "of somewhere else"})),
         ("tune/trials/1/run.json", "{}"),
         ("datasets/.staging-dataset-1/part.txt", WHO),
+        ("datasets/.staging-dataset-2.in-use", ""),
+        ("datasets/.staging-dataset-2/part.txt", WHO),
+        ("scratch/.ingest-3.in-use", ""),
+        ("scratch/.ingest-3/log/events.txt", WHO),
         ("datasets/dataset-0123456789abcdef/left.txt", WHO),
     ):
-        (root / name).parent.mkdir(parents=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     run(recipe, workspace)
     assert found_in(root, WHO) == []

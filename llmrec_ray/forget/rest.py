@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json
+from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json, temporary_folder
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.forget.storage import exists, folders, remove
@@ -13,7 +13,7 @@ from llmrec_ray.forget.successors import KINDS
 
 __all__ = ["clear_runs", "clear_staged", "latest_uris", "move_pointers"]
 
-STAGED = ".staging-"
+IN_USE = ".in-use"
 TUNE = "tune"
 
 
@@ -45,18 +45,20 @@ def clear_runs(workspace: Workspace, gone: Collection[str]) -> list[str]:
 def clear_staged(workspace: Workspace, scratch: str | None) -> list[str]:
     """Delete what stages that were killed have left half-written, and artifacts that were deleted by half.
 
-    scratch: `data.scratch` of the recipe.
+    scratch: `data.scratch` of the recipe. Returns URIs of what had no mark of a process that writes it.
     """
     folder = Path(scratch) if scratch is not None else Path(workspace.uri) / "scratch"
     if folder.exists():
-        with scratch_folder(folder):  # which removes those that nobody holds any more
+        with scratch_folder(folder):  # which removes those of processes that are gone
             pass
-    found = []
-    for kind in KINDS:
-        for uri in folders(workspace.root(kind)):
-            if uri.rpartition("/")[2].startswith(STAGED) or not exists(f"{uri}/manifest.json"):
-                found.append(uri)
-    return [uri for uri in found if remove(uri)]
+    return [uri for kind in KINDS for uri in _left(workspace.root(kind), f"staging-{kind}") if remove(uri)]
+
+
+def _left(root: str, staged: str) -> list[str]:
+    if "://" not in root and exists(root):
+        with temporary_folder(Path(root), staged, what="What was left"):  # as above
+            pass
+    return [uri for uri in folders(root) if not exists(f"{uri}/manifest.json") and not exists(f"{uri}{IN_USE}")]
 
 
 def _latest(workspace: Workspace) -> dict[str, str]:
