@@ -25,7 +25,10 @@ import polars as pl
 from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
 from llmrec_ray.errors import CorruptArtifactError
 
-__all__ = ["FORGOTTEN", "GONE", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri", "remember"]
+__all__ = [
+    "FORGOTTEN", "GONE", "NOBODY", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri",
+    "remember",
+]
 
 FORGOTTEN = "forgotten.json"
 PREFIX = "forgotten:"
@@ -107,6 +110,9 @@ class Tombstones:
     def finished(self) -> Tombstones:
         """The same people, all of them removed."""
         return Tombstones({salt: dict.fromkeys(digests, True) for salt, digests in self.people.items()})
+
+
+NOBODY = Tombstones()
 
 
 class TombstonesFile:

@@ -484,12 +484,14 @@ def test_somebody_who_is_only_in_the_owners_files_is_kept_out_of_the_next_ingest
 
 
 def test_what_is_said_of_the_person_goes_and_what_is_said_of_others_stays(recipe, workspace, tmp_path):
-    told = pl.DataFrame([{"who": who, "about": f"I am {who}", "age": n} for n, who in enumerate(["u001", WHO, "u003"])])
-    told.write_csv(tmp_path / "people.csv")
+    lines = [f"{who},I am {who},{age}" for age, who in enumerate(["u001", WHO, "u003"])]
+    surplus = f"{WHO},a row with too many fields,1,2"
+    (tmp_path / "people.csv").write_text("\n".join(["who,about,age", *lines, surplus, ""]))
     table = TableConfig(
         paths=(str(tmp_path / "people.csv"),), format="csv", id="who", template="{about}", attributes=("age",)
     )
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"users": (table,)})})
+    data = recipe.data.model_copy(update={"users": (table,), "max_bad_ratio": 0.5})
+    recipe = recipe.model_copy(update={"data": data})
     before = Dataset(ingest(recipe, tmp_path / "raw", workspace))
     row, texts = before.users.row(WHO), before.user_texts
     ages = before.user_attributes["age"].to_list()
@@ -499,6 +501,8 @@ def test_what_is_said_of_the_person_goes_and_what_is_said_of_others_stays(recipe
     now = Dataset.open(workspace.latest("dataset", made_by="ingest"))
     texts[row], ages[row] = "", None
     assert (now.user_texts, now.user_attributes["age"].to_list()) == (texts, ages)
+    assert found_in(Path(workspace.uri), WHO) == []
+    ingest(recipe, tmp_path / "raw", workspace)
     assert found_in(Path(workspace.uri), WHO) == []
 
 

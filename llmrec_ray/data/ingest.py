@@ -43,7 +43,7 @@ from llmrec_ray.data.sources import SourceFile, TableName, find_sources
 from llmrec_ray.data.spread import Spread
 from llmrec_ray.data.tables import describe
 from llmrec_ray.errors import EmptyResultError
-from llmrec_ray.forgotten import forgotten_in
+from llmrec_ray.forgotten import NOBODY, forgotten_in
 from llmrec_ray.types import Columns
 
 __all__ = ["ingest", "needs_ray"]
@@ -115,7 +115,8 @@ class _Ingest:
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
         pieces = cut_pieces([source for source in sources if source.table == table])
-        parsed = parse_files(pieces, self.scratch / table, self.spread)
+        forgotten = forgotten_in(self.workspace) if table == "users" else NOBODY
+        parsed = parse_files(pieces, self.scratch / table, self.spread, forgotten=forgotten)
         if pieces:
             check_quarantine(parsed, self.data)
         return parsed

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact, open_artifact
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.parse import QUARANTINE_SCHEMA, ParsedBlock, parse_piece, sample_users
-from llmrec_ray.data.pieces import Piece, cut_pieces, digest, estimated_rows
+from llmrec_ray.data.pieces import Piece, digest, estimated_rows
 from llmrec_ray.data.ranges import choose_splitters, write_fragment
 from llmrec_ray.data.sources import SourceFile, TableName
 from llmrec_ray.data.spread import Spread
 from llmrec_ray.errors import BadRowsError, EmptyResultError
-from llmrec_ray.forgotten import Tombstones
+from llmrec_ray.forgotten import NOBODY, Tombstones
 from llmrec_ray.types import Columns
 
 __all__ = [
@@ -44,7 +44,6 @@ RANGE_ROWS = 1_000_000
 SAMPLED_PIECES = 64
 EXAMPLES = 3
 RANGES, QUARANTINE = "ranges.json", "quarantine.parquet"
-NOBODY = Tombstones()
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ class Log:
 class ParsedFiles:
     """What parsing the files of one table gave: where the frames are, and how many rows went where."""
 
-    sources: list[SourceFile]
     digests: dict[str, str]
     good: list[tuple[SourceFile, Path]] = field(default_factory=list)
     quarantine: list[tuple[Path, int]] = field(default_factory=list)
@@ -138,10 +136,9 @@ def parse_files(
     """
     folder.mkdir()
     reports = spread.map(partial(_parse, folder=folder, splitters=splitters, forgotten=forgotten), pieces, "read")
-    files = {piece.source.name: piece.source for piece in pieces}
-    parsed = ParsedFiles(list(files.values()), {})
+    parsed = ParsedFiles({})
     before: Counter[str] = Counter()
-    digests: dict[str, list[str]] = {name: [] for name in files}
+    digests: dict[str, list[str]] = {piece.source.name: [] for piece in pieces}
     for piece, (piece_digest, blocks) in zip(pieces, reports, strict=True):
         name = piece.source.name
         digests[name].append(piece_digest)
@@ -177,17 +174,16 @@ class NewLog:
 
 
 def parse_log(
-    sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
-    starts: Mapping[str, int] | None = None, splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
+    pieces: Sequence[Piece], sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
+    splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
 ) -> NewLog:
-    """Parse the files of a log; `starts` are bytes to read grown files from, `splitters` where to cut ranges.
+    """Parse pieces of the files of a log; `splitters` are where to cut ranges, chosen when there are none.
 
     Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
     """
-    pieces = cut_pieces(sources, starts=starts or {})
     splitters = _splitters(pieces, forgotten) if splitters is None else list(splitters)
     parsed = parse_files(pieces, scratch / "log", spread, splitters, forgotten)
-    check_quarantine(parsed, data)
+    check_quarantine(parsed, sources, data)
     metrics = {
         "rows_read": parsed.rows, "rows_valid": parsed.valid, "rows_quarantined": parsed.quarantined,
         "rows_quarantined_by_reason": dict(sorted(parsed.reasons.items())),
@@ -203,11 +199,11 @@ def sections(data: DataConfig) -> list[dict[str, Any]]:
     return [log.model_dump(mode="json", exclude={"paths"}) for log in data.interactions]
 
 
-def check_quarantine(parsed: ParsedFiles, data: DataConfig) -> None:
-    """Raise EmptyResultError when there is no row, BadRowsError when too many cannot be used."""
-    table: TableName = parsed.sources[0].table
+def check_quarantine(parsed: ParsedFiles, sources: Sequence[SourceFile], data: DataConfig) -> None:
+    """Raise EmptyResultError when there is no row in the files of a table, BadRowsError when too many cannot be used."""
+    table: TableName = sources[0].table
     if not parsed.rows:
-        names = ", ".join(file.name for file in parsed.sources)
+        names = ", ".join(file.name for file in sources)
         raise EmptyResultError(f"There are no rows in the files of data.{table} ({names}): give files with rows.")
     if parsed.quarantined > data.max_bad_ratio * parsed.rows:
         raise BadRowsError(
