@@ -4,6 +4,7 @@ tricks, rows of ids stay, and neither pieces nor ranges nor tasks nor the number
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,9 +21,11 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import Recipe
 from llmrec_ray.config.load import validate_recipe
 from llmrec_ray.data import Dataset, ingest, log, parts
+from llmrec_ray.data.pieces import cut_pieces
 from llmrec_ray.errors import EmptyResultError
 from tests.ingest_oracle import Expected, Row, expected, splits
 
+ingest_module = importlib.import_module("llmrec_ray.data.ingest")  # the function has the same name
 START = 1_700_000_000
 COLUMNS = ("user", "item", "second", "value", "event", "event_id", "session")
 NAMES = {
@@ -103,8 +106,8 @@ def made(recipe: Recipe, folder: Path, workspace: Path | None = None, **options:
 def cut_small(*, piece_bytes: int, piece_rows: int, range_rows: int, part_rows: int) -> Iterator[None]:
     """Limits so small that a handful of rows becomes many pieces, ranges and parts."""
     with ExitStack() as stack:
-        cut = partial(log.cut_pieces, piece_bytes=piece_bytes, piece_rows=piece_rows)
-        stack.enter_context(mock.patch.object(log, "cut_pieces", cut))
+        cut = partial(cut_pieces, piece_bytes=piece_bytes, piece_rows=piece_rows)
+        stack.enter_context(mock.patch.object(ingest_module, "cut_pieces", cut))
         stack.enter_context(mock.patch.object(log, "RANGE_ROWS", range_rows))
         stack.enter_context(mock.patch.object(parts, "PART_ROWS", part_rows))
         yield

@@ -37,7 +37,7 @@ from llmrec_ray.data.log import (
     parse_log,
     write_quarantine,
 )
-from llmrec_ray.data.pieces import cut_pieces
+from llmrec_ray.data.pieces import Piece, cut_pieces
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.data.sources import SourceFile, TableName, find_sources
 from llmrec_ray.data.spread import Spread
@@ -79,10 +79,11 @@ def ingest(
     sources = find_sources(data, raw_folder, _events_folder(workspace))
     log_files = [source for source in sources if source.table == "interactions"]
     extension = plan_extension(log_files, data, workspace) if extend else Extension(log_files)
-    if extension.dataset is not None and not extension.sources:
+    pieces = cut_pieces(extension.sources, starts=extension.starts)
+    if extension.dataset is not None and not pieces:
         return extension.dataset.artifact
     with scratch_folder(_scratch_parent(data, workspace)) as scratch:
-        artifact = _Ingest(data, workspace, scratch, spread, extension).run(sources)
+        artifact = _Ingest(data, workspace, scratch, spread, extension).run(sources, pieces)
     workspace.set_latest("dataset", artifact.uri)
     return artifact
 
@@ -95,11 +96,12 @@ class _Ingest:
     spread: Spread
     extension: Extension
 
-    def run(self, sources: Sequence[SourceFile]) -> Artifact:
+    def run(self, sources: Sequence[SourceFile], log_pieces: Sequence[Piece]) -> Artifact:
+        """Everything from the files to the Dataset."""
         items, users = self._table(sources, "items"), self._table(sources, "users")
         new = parse_log(
-            self.extension.sources, self.data, self.scratch, self.spread,
-            starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
+            log_pieces, self.extension.sources, self.data, self.scratch, self.spread,
+            splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
         )
         earlier = self.extension.dataset
         events = [*(log.events for log in self.extension.logs), new.events]
@@ -114,11 +116,11 @@ class _Ingest:
         return result.create(self.workspace, [*self.extension.logs, new.commit(self.workspace)])
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
-        pieces = cut_pieces([source for source in sources if source.table == table])
+        files = [source for source in sources if source.table == table]
         forgotten = forgotten_in(self.workspace) if table == "users" else NOBODY
-        parsed = parse_files(pieces, self.scratch / table, self.spread, forgotten=forgotten)
-        if pieces:
-            check_quarantine(parsed, self.data)
+        parsed = parse_files(cut_pieces(files), self.scratch / table, self.spread, forgotten=forgotten)
+        if files:
+            check_quarantine(parsed, files, self.data)
         return parsed
 
 

@@ -200,7 +200,7 @@ def sections(data: DataConfig) -> list[dict[str, Any]]:
 
 
 def check_quarantine(parsed: ParsedFiles, sources: Sequence[SourceFile], data: DataConfig) -> None:
-    """Raise EmptyResultError when there is no row in the files of a table, BadRowsError when too many cannot be used."""
+    """Raise EmptyResultError when a table's files have no row, BadRowsError when too many cannot be used."""
     table: TableName = sources[0].table
     if not parsed.rows:
         names = ", ".join(file.name for file in sources)
