@@ -174,7 +174,7 @@ def test_the_contract_is_published_as_openapi_with_docs(endpoint):
     contract = httpx.get(f"{endpoint.url}/openapi.json").json()
     assert set(contract["paths"]) == {
         "/v1/recommend", "/v1/similar/{item_id}", "/v1/events", "/v1/about", "/v1/users", "/v1/users/{user_id}/history",
-        "/v1/admin/items", "/v1/admin/publish", "/v1/admin/status", "/healthz", "/readyz",
+        "/v1/admin/items", "/v1/admin/publish", "/v1/admin/status", "/v1/admin/users/{user_id}", "/healthz", "/readyz",
     }
     recommend_operation = contract["paths"]["/v1/recommend"]["post"]
     assert recommend_operation["security"] == [{"HTTPBearer": []}]
