@@ -16,7 +16,7 @@ from llmrec_ray.errors import DataError
 
 __all__ = ["BLOCK_BYTES", "can_cut", "first_lines", "next_cut", "text_blocks"]
 
-BLOCK_BYTES = 64 * 1024 * 1024
+BLOCK_BYTES = 32 * 1024 * 1024
 READ_BYTES = 4 * 1024 * 1024
 LONGEST_RECORD_BYTES = 64 * 1024 * 1024
 HEADER_BYTES = 256 * 1024

@@ -26,14 +26,19 @@ LINE = "line"
 
 def read_delimited(text: bytes, layout: Layout, wanted: Sequence[str]) -> Records:
     """The wanted columns of a block without header, all String, empty fields null."""
-    lines = None if not _is_utf8(text) else pl.scan_lines(io.BytesIO(text), name=LINE).collect()[LINE]
-    if lines is not None and _is_whole(lines, layout, has_quotes=b'"' in text).all():
-        frame = _fields(text, layout, wanted).with_row_index(RECORD, offset=1)
-        return Records(
-            frame.with_columns(pl.col(RECORD).cast(pl.Int64)), unreadable_frame(),
-            lambda numbers: lines[[number - 1 for number in numbers]].to_list(),
-        )
-    return _mixed(split_lines(text), layout, wanted)
+    if not _is_utf8(text):
+        lines = split_lines(text)
+        readable = pl.Series(["" if is_broken(line) else line for line in lines], dtype=pl.String)
+        return _mixed(lines, readable, _is_whole(readable, layout, has_quotes=True), layout, wanted)
+    readable = pl.scan_lines(io.BytesIO(text), name=LINE).collect()[LINE]
+    whole = _is_whole(readable, layout, has_quotes=b'"' in text)
+    if not whole.all():
+        return _mixed(readable.to_list(), readable, whole, layout, wanted)
+    frame = _fields(text, layout, wanted).with_row_index(RECORD, offset=1)
+    return Records(
+        frame.with_columns(pl.col(RECORD).cast(pl.Int64)), unreadable_frame(),
+        lambda numbers: readable[[number - 1 for number in numbers]].to_list(),
+    )
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -97,9 +102,11 @@ class _Odd:
     reason: str | None
 
 
-def _mixed(lines: list[str], layout: Layout, wanted: Sequence[str]) -> Records:
-    readable = pl.Series(["" if is_broken(line) else line for line in lines], dtype=pl.String)
-    whole = _is_whole(readable, layout, has_quotes=True).to_numpy().copy()
+def _mixed(
+    lines: list[str], readable: pl.Series, is_whole: pl.Series, layout: Layout, wanted: Sequence[str]
+) -> Records:
+    """`readable` has the lines that are text; those that are not are empty there."""
+    whole = is_whole.to_numpy().copy()
     odd = _odd_records(lines, whole, layout)
     starts = np.sort(np.concatenate([np.flatnonzero(whole), np.array([record.start for record in odd], np.int64)]))
     numbers = {record.start: int(np.searchsorted(starts, record.start)) + 1 for record in odd}
@@ -112,7 +119,7 @@ def _mixed(lines: list[str], layout: Layout, wanted: Sequence[str]) -> Records:
     bad = [(numbers[record.start], record.reason) for record in odd if record.reason]
     unreadable = [(number, reason, raw) for (number, reason), raw in zip(bad, show([n for n, _ in bad]), strict=True)]
     frame = pl.concat([
-        _whole_frame(lines, whole, starts, layout, wanted),
+        _whole_frame(readable, whole, starts, layout, wanted),
         _odd_frame([record for record in odd if record.reason is None], numbers, layout, wanted),
     ])
     return Records(frame.sort(RECORD), unreadable_frame(unreadable), show)
@@ -148,11 +155,10 @@ def _odd(lines: list[str], start: int, layout: Layout) -> _Odd:
 
 
 def _whole_frame(
-    lines: list[str], whole: np.ndarray, starts: IntArray, layout: Layout, wanted: Sequence[str]
+    readable: pl.Series, whole: np.ndarray, starts: IntArray, layout: Layout, wanted: Sequence[str]
 ) -> pl.DataFrame:
-    places = np.flatnonzero(whole)
-    text = "".join(f"{lines[place]}\n" for place in places.tolist())
-    numbers = pl.Series(RECORD, np.searchsorted(starts, places) + 1, dtype=pl.Int64)
+    text = readable.filter(pl.Series(whole)).str.join("\n").item()
+    numbers = pl.Series(RECORD, np.searchsorted(starts, np.flatnonzero(whole)) + 1, dtype=pl.Int64)
     return _fields(text.encode(), layout, wanted).select(numbers, *wanted)
 
 

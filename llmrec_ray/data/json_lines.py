@@ -17,7 +17,7 @@ from llmrec_ray.data.text_lines import is_broken, shown, split_lines
 
 __all__ = ["read_json_lines"]
 
-STRETCH_LINES = 10_000
+STRETCH_LINES = 250
 BLANKS = " \t\r"
 BETWEEN_VALUES = ", "
 
@@ -95,11 +95,13 @@ def _readable(lines: list[str], places: list[int], wanted: Sequence[str]) -> tup
 
 
 def _looks_good(line: str) -> bool:
-    """A quick look, which lets some bad lines pass, and no good one fail: what Python refuses, Polars decides."""
+    """A quick look, which lets some bad lines pass, and no good one fail: Polars is stricter than Python."""
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(json.loads(line, parse_int=str), dict)  # Python refuses integers of thousands of digits
+    except RecursionError:
         return _is_read(line)
+    except ValueError:
+        return False
 
 
 def _is_read(line: str) -> bool:
