@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -504,6 +505,40 @@ def test_what_is_said_of_the_person_goes_and_what_is_said_of_others_stays(recipe
     assert found_in(Path(workspace.uri), WHO) == []
     ingest(recipe, tmp_path / "raw", workspace)
     assert found_in(Path(workspace.uri), WHO) == []
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path) -> Iterator[Any]:
+    """A client of a real S3 server with the bucket `work`, which artifacts are kept in too."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("EC2_METADATA_DISABLED", "true"),
+                        ("DEFAULT_REGION", "us-east-1"), ("ENDPOINT_URL", url)):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
+    client = boto3.client("s3", endpoint_url=url)
+    client.create_bucket(Bucket="work")
+    yield client
+    server.stop()
+
+
+def test_a_workspace_in_an_object_store_and_what_was_fetched_of_it_lose_the_person(recipe, bucket, tmp_path):
+    recipe = recipe.model_copy(update={"workspace": "s3://work/board"})
+    workspace = Workspace(recipe.workspace)
+    before = publish_tiny_release(recipe, workspace)
+    forgotten = forget(recipe, WHO, workspace, tmp_path / "raw")
+    assert forgotten.release == load_release(current_uri(workspace)).id != before.id
+    for entry in bucket.list_objects_v2(Bucket="work")["Contents"]:
+        if not entry["Key"].endswith("/"):
+            file = tmp_path / "fetched" / entry["Key"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            bucket.download_file("work", entry["Key"], str(file))
+    assert (tmp_path / "fetched" / "board" / "forgotten.json").exists()
+    assert found_in(tmp_path / "fetched", WHO) == found_in(tmp_path / "cache", WHO) == []
 
 
 def test_what_was_measured_stays_without_the_person(recipe, workspace, release):
