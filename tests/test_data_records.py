@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmrec_ray.data import json_lines
 from llmrec_ray.errors import DataError, LlmrecError, MissingInputError
 from tests.source_files import log_file, parsed, records
 
@@ -307,3 +308,21 @@ def test_no_bytes_whatsoever_end_in_a_traceback(tmp_path, payload, file_format, 
         assert str(path) in str(error)
     except ValueError as error:  # a file without a record has no blocks to put under each other
         assert "cannot concat empty list" in str(error)
+
+
+BROKEN = st.builds(
+    lambda line, places, letters: "".join(
+        letters[place % len(letters)] if place % 7 == 0 else letter for place, letter in zip(places, line, strict=False)
+    ),
+    st.sampled_from([
+        '{"a": 1.5, "b": "x\\n", "c": [1, {"d": null}]}', '{"a": -0.1e+5, "b": "\\u00e9"}', '{"a": {"b": []}}'
+    ]),
+    st.lists(st.integers(0, 10**6), min_size=50, max_size=50),
+    st.text('{}[]",:0123456789.eE+-ntf\\u \t\x0b\x7fé/', min_size=1, max_size=5),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(line=BROKEN)
+def test_a_line_that_the_quick_look_refuses_is_refused_by_polars_too(line):
+    assert not json_lines._is_read(line) or json_lines._looks_good(line)

@@ -19,6 +19,7 @@ __all__ = ["read_json_lines"]
 
 STRETCH_LINES = 250
 BLANKS = " \t\r"
+DECODER = json.JSONDecoder(parse_int=str)  # as a number, Python refuses integers of thousands of digits
 BETWEEN_VALUES = ", "
 
 
@@ -97,7 +98,7 @@ def _readable(lines: list[str], places: list[int], wanted: Sequence[str]) -> tup
 def _looks_good(line: str) -> bool:
     """A quick look, which lets some bad lines pass, and no good one fail: Polars is stricter than Python."""
     try:
-        return isinstance(json.loads(line, parse_int=str), dict)  # Python refuses integers of thousands of digits
+        return isinstance(DECODER.decode(line), dict)
     except RecursionError:
         return _is_read(line)
     except ValueError:
