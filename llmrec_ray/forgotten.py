@@ -68,7 +68,8 @@ class Tombstones:
         """For each user id (String) whether that person was forgotten; Boolean, False for null."""
         if not len(self):
             return pl.repeat(False, len(ids), dtype=pl.Boolean, eager=True).rename(ids.name)
-        forgotten = [id_ for id_ in ids.unique().drop_nulls() if id_ in self]
+        distinct = ids.unique().drop_nulls().to_list()
+        forgotten = [id_ for salt, digests in self.people.items() for id_ in _found(salt, digests, distinct)]
         return ids.is_in(pl.Series(forgotten, dtype=pl.String).implode()).fill_null(False)
 
     def without_mentions(self, rows: pl.Series) -> pl.Series:
@@ -206,5 +207,21 @@ def _damaged(uri: str) -> CorruptArtifactError:
     )
 
 
+def _found(salt: str, digests: Mapping[str, bool], user_ids: list[str]) -> Iterator[str]:
+    """Those of many ids whose digests are among these."""
+    begun, wanted = _begun(salt), {bytes.fromhex(digest) for digest in digests}
+    for user_id in user_ids:
+        hashed = begun.copy()
+        hashed.update(user_id.encode())
+        if hashed.digest() in wanted:
+            yield user_id
+
+
 def _digest(salt: str, user_id: str) -> str:
-    return hashlib.blake2b(user_id.encode(), key=bytes.fromhex(salt), digest_size=DIGEST_BYTES).hexdigest()
+    hashed = _begun(salt)
+    hashed.update(user_id.encode())
+    return hashed.hexdigest()
+
+
+def _begun(salt: str) -> hashlib.blake2b:
+    return hashlib.blake2b(key=bytes.fromhex(salt), digest_size=DIGEST_BYTES)
