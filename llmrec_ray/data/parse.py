@@ -175,8 +175,9 @@ def _plain(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first(conditions: Mapping[str, pl.Expr]) -> pl.Expr:
-    """The name of the first condition that is true, null where none is."""
-    named = [pl.when(condition).then(pl.lit(name)) for name, condition in conditions.items()]
+    """The name of the first condition that is true, null where none is; numbers cost a thirtieth of texts."""
+    names = pl.Enum(list(conditions))
+    named = [pl.when(condition).then(pl.lit(name, names)) for name, condition in conditions.items()]
     return pl.coalesce(named) if named else pl.lit(None, pl.String)
 
 
@@ -188,8 +189,7 @@ def _id(column: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
         return text
     if dtype.is_float():
         text = text.str.replace(r"^(-?\d+)\.0$", "${1}").replace("NaN", None)
-    text = text.str.strip_chars()
-    return pl.when(text != "").then(text).alias(column)
+    return text.str.strip_chars().replace("", None).alias(column)
 
 
 def _moments(column: pl.Series, log: LogConfig, name: str) -> pl.Series:
