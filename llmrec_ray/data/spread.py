@@ -6,16 +6,20 @@ nor the order of completion can reach the Dataset; what a call returns is small.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from llmrec_ray import errors
+from llmrec_ray.artifact import is_disk_full
+from llmrec_ray.errors import ClusterError, LlmrecError
 
 __all__ = ["Spread"]
 
@@ -24,6 +28,7 @@ R = TypeVar("R")
 RAY_GB = 1.3  # Ray's own processes and the driver, measured
 HERE_GB = 0.3  # this process before it reads anything, measured
 TASK_GB = 0.7  # a task over a million rows, measured
+RETRIES = 4  # Ray Data would try for ever, also what no machine has the memory for
 
 
 @dataclass(frozen=True)
@@ -56,31 +61,33 @@ class Spread:
     def map(self, function: Callable[[T], R], calls: Sequence[T], description: str = "ingest") -> list[R]:
         """The result of every call, in the order of the calls.
 
-        Functions, calls and results are pickled on their way. The first call that raises an LlmrecError ends it with
-        that error.
+        Functions, calls and results are pickled on their way. The first call that raises an LlmrecError or OSError ends
+        it with that error. Raises ClusterError when a machine does not see the files of another, or Ray loses a task
+        again and again.
         """
         if not calls:
             return []
         if not self.use_ray:
             with ThreadPoolExecutor(self.max_tasks) as threads:
                 return list(_progress(threads.map(function, calls), len(calls), description))
-        rows = list(_progress(self._on_ray(function, calls), len(calls), description))
-        return [_result(row) for row in sorted(rows, key=_number)]
+        with _explained():
+            rows = list(_progress(self._on_ray(function, calls), len(calls), description))
+            return [_result(row) for row in sorted(rows, key=_number)]
 
     def _on_ray(self, function: Callable[[T], R], calls: Sequence[T]) -> Iterable[dict[str, Any]]:
         import ray.data
 
         def run(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["item"])
-            try:
-                return {"number": number, "result": pickle.dumps(function(calls[number])), "error": ""}
-            except errors.LlmrecError as error:  # Ray would wrap it in a stack of its own
-                return {"number": number, "result": str(error).encode(), "error": type(error).__name__}
+            result, failed = _outcome(function, calls[number])
+            return {"number": number, "result": pickle.dumps(result), "failed": failed}
 
         blocks = min(self.num_blocks or len(calls), len(calls))
         numbers = ray.data.from_items(list(range(len(calls))), override_num_blocks=blocks)
         numbers.context.enable_progress_bars = False
-        rows: Iterable[dict[str, Any]] = numbers.map(run, concurrency=min(self.max_tasks, blocks)).iter_rows()
+        rows: Iterable[dict[str, Any]] = numbers.map(
+            run, concurrency=min(self.max_tasks, blocks), max_retries=RETRIES
+        ).iter_rows()
         return rows
 
 
@@ -88,11 +95,43 @@ def _progress(calls: Iterable[T], total: int, description: str) -> Iterable[T]:
     return tqdm(calls, total=total, desc=description, disable=None, leave=False)
 
 
+def _outcome(function: Callable[[T], R], call: T) -> tuple[R | Exception, bool]:
+    """What the call returned, or an error that a person must read, which Ray would wrap in a stack of its own."""
+    try:
+        return function(call), False
+    except FileNotFoundError as error:
+        return ClusterError(
+            f"A task on {socket.gethostname()} does not see {error.filename}: the machines of a cluster share "
+            "intermediate files, so set data.scratch to a folder that all of them see."
+        ), True
+    except (LlmrecError, OSError) as error:
+        return error, True
+    except Exception as error:
+        if is_disk_full(error):
+            return OSError(errno.ENOSPC, str(error)), True
+        raise
+
+
 def _number(row: dict[str, Any]) -> int:
     return int(row["number"])
 
 
 def _result(row: dict[str, Any]) -> Any:
-    if row["error"]:
-        raise getattr(errors, row["error"])(row["result"].decode())
-    return pickle.loads(row["result"])  # noqa: S301  from a task of this very run
+    result = pickle.loads(row["result"])  # noqa: S301  from a task of this very run
+    if row["failed"]:
+        raise result
+    return result
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    try:
+        yield
+    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"Ray lost a task of the ingest several times ({reason}): if it was for want of memory, lower "
+            "data.max_memory_gb, so that fewer tasks run at once, and run the same command again."
+        ) from error
