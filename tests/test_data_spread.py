@@ -87,17 +87,3 @@ def test_less_memory_means_fewer_tasks_at_once_and_never_none(ray_session):
     assert Spread.here(1000.0).max_tasks == cores
     assert Spread.on_ray(RAY_GB + 1.5 * TASK_GB).max_tasks == Spread.here(HERE_GB + 1.5 * TASK_GB).max_tasks == 1
     assert Spread.on_ray(0.1).max_tasks == Spread.here(0.1).max_tasks == 1
-
-
-def die(number: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_task_that_is_killed_again_and_again_ends_it_with_the_remedy(ray_session):
-    with pytest.raises(ClusterError) as lost:
-        Spread.on_ray(4.0).map(die, [1])
-    assert str(lost.value).startswith("Ray lost a task of the ingest several times (")
-    assert str(lost.value).endswith(
-        "): if it was for want of memory, lower data.max_memory_gb, so that fewer tasks run at once, and run the same "
-        "command again."
-    )

@@ -6,12 +6,11 @@ nor the order of completion can reach the Dataset; what a call returns is small.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,7 +27,6 @@ R = TypeVar("R")
 RAY_GB = 1.3  # Ray's own processes and the driver, measured
 HERE_GB = 0.3  # this process before it reads anything, measured
 TASK_GB = 0.7  # a task over a million rows, measured
-RETRIES = 4  # Ray Data would try for ever, also what no machine has the memory for
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,16 @@ class Spread:
         """The result of every call, in the order of the calls.
 
         Functions, calls and results are pickled on their way. The first call that raises an LlmrecError or OSError ends
-        it with that error. Raises ClusterError when a machine does not see the files of another, or Ray loses a task
-        again and again.
+        it with that error. Raises ClusterError when a machine does not see the files of another. Ray Data runs a task
+        that was killed again.
         """
         if not calls:
             return []
         if not self.use_ray:
             with ThreadPoolExecutor(self.max_tasks) as threads:
                 return list(_progress(threads.map(function, calls), len(calls), description))
-        with _explained():
-            rows = list(_progress(self._on_ray(function, calls), len(calls), description))
-            return [_result(row) for row in sorted(rows, key=_number)]
+        rows = list(_progress(self._on_ray(function, calls), len(calls), description))
+        return [_result(row) for row in sorted(rows, key=_number)]
 
     def _on_ray(self, function: Callable[[T], R], calls: Sequence[T]) -> Iterable[dict[str, Any]]:
         import ray.data
@@ -85,9 +82,7 @@ class Spread:
         blocks = min(self.num_blocks or len(calls), len(calls))
         numbers = ray.data.from_items(list(range(len(calls))), override_num_blocks=blocks)
         numbers.context.enable_progress_bars = False
-        rows: Iterable[dict[str, Any]] = numbers.map(
-            run, concurrency=min(self.max_tasks, blocks), max_retries=RETRIES
-        ).iter_rows()
+        rows: Iterable[dict[str, Any]] = numbers.map(run, concurrency=min(self.max_tasks, blocks)).iter_rows()
         return rows
 
 
@@ -121,17 +116,3 @@ def _result(row: dict[str, Any]) -> Any:
     if row["failed"]:
         raise result
     return result
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
-
-    try:
-        yield
-    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(
-            f"Ray lost a task of the ingest several times ({reason}): if it was for want of memory, lower "
-            "data.max_memory_gb, so that fewer tasks run at once, and run the same command again."
-        ) from error
