@@ -101,7 +101,7 @@ class _Ingest:
         items, users = self._table(sources, "items"), self._table(sources, "users")
         new = parse_log(
             log_pieces, self.extension.sources, self.data, self.scratch, self.spread,
-            splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
+            starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
         )
         earlier = self.extension.dataset
         events = [*(log.events for log in self.extension.logs), new.events]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact, open_artifact
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.parse import QUARANTINE_SCHEMA, ParsedBlock, parse_piece, sample_users
-from llmrec_ray.data.pieces import Piece, digest, estimated_rows
+from llmrec_ray.data.pieces import NO_STARTS, Piece, digest, estimated_rows
 from llmrec_ray.data.ranges import choose_splitters, write_fragment
 from llmrec_ray.data.sources import SourceFile, TableName
 from llmrec_ray.data.spread import Spread
@@ -43,6 +43,7 @@ __all__ = [
 RANGE_ROWS = 1_000_000
 SAMPLED_PIECES = 64
 EXAMPLES = 3
+SHOWN_CHARACTERS = 300
 RANGES, QUARANTINE = "ranges.json", "quarantine.parquet"
 
 
@@ -137,15 +138,16 @@ def parse_files(
     folder.mkdir()
     reports = spread.map(partial(_parse, folder=folder, splitters=splitters, forgotten=forgotten), pieces, "read")
     parsed = ParsedFiles({})
-    before: Counter[str] = Counter()
-    digests: dict[str, list[str]] = {piece.source.name: [] for piece in pieces}
+    before: Counter[int] = Counter()  # by number, since two sections may read one file
+    digests: dict[int, list[str]] = {piece.source.number: [] for piece in pieces}
     for piece, (piece_digest, blocks) in zip(pieces, reports, strict=True):
-        name = piece.source.name
-        digests[name].append(piece_digest)
+        number = piece.source.number
+        digests[number].append(piece_digest)
         for block in blocks:
-            _add(parsed, piece.source, block, folder, before[name])
-            before[name] += block.rows
-    parsed.digests = {name: _joined(parts) for name, parts in digests.items()}
+            _add(parsed, piece.source, block, folder, before[number])
+            before[number] += block.rows
+    names = {piece.source.number: piece.source.name for piece in pieces}
+    parsed.digests = _by_name({number: _joined(parts) for number, parts in digests.items()}, names)
     return parsed
 
 
@@ -175,9 +177,10 @@ class NewLog:
 
 def parse_log(
     pieces: Sequence[Piece], sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
-    splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
+    starts: Mapping[str, int] = NO_STARTS, splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
 ) -> NewLog:
-    """Parse pieces of the files of a log; `splitters` are where to cut ranges, chosen when there are none.
+    """Parse pieces of the files of a log, which begin at `starts` as `cut_pieces` was told; `splitters` are where to
+    cut ranges, chosen when there are none.
 
     Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
     """
@@ -191,7 +194,7 @@ def parse_log(
         "newest": None if parsed.newest is None else parsed.newest.isoformat(),
     }
     events = LoggedEvents([path for _, path in parsed.good], splitters, parsed.newest, metrics)
-    return NewLog(parsed, events, {"sections": sections(data), "files": _read_up_to(sources, pieces)})
+    return NewLog(parsed, events, {"sections": sections(data), "files": _read_up_to(sources, pieces, starts)})
 
 
 def sections(data: DataConfig) -> list[dict[str, Any]]:
@@ -230,9 +233,15 @@ def write_quarantine(tables: Iterable[ParsedFiles], path: Path, earlier: Sequenc
                 writer.write_table(frame.to_arrow().cast(schema))
 
 
-def _read_up_to(sources: Sequence[SourceFile], pieces: Sequence[Piece]) -> dict[str, int]:
+def _read_up_to(
+    sources: Sequence[SourceFile], pieces: Sequence[Piece], starts: Mapping[str, int]
+) -> dict[str, int]:
+    """By name; a file that may grow was read up to its last whole line, which there need not be."""
     ends = {piece.source.name: piece.stop for piece in pieces if piece.source.may_grow}
-    return {file.name: ends.get(file.name, file.size_bytes) for file in sources}
+    return {
+        file.name: ends.get(file.name, starts.get(file.name, 0)) if file.may_grow else file.size_bytes
+        for file in sources
+    }
 
 
 def _splitters(pieces: Sequence[Piece], forgotten: Tombstones) -> list[str]:
@@ -257,7 +266,7 @@ def _parse(
         if len(parsed.quarantine):
             parsed.quarantine.write_ipc(folder / f"{name}.quarantine")
         reasons = dict(parsed.quarantine.group_by(Columns.REASON).len().iter_rows())
-        newest = parsed.good[Columns.TIMESTAMP].max() if Columns.TIMESTAMP in parsed.good.columns else None
+        newest = None if splitters is None else parsed.good[Columns.TIMESTAMP].max()  # tables may have such a column
         assert newest is None or isinstance(newest, datetime)
         blocks.append(_Block(name, parsed.rows, len(parsed.good), reasons, parsed.dropped, newest))
     return digest(piece), blocks
@@ -287,6 +296,15 @@ def _add(parsed: ParsedFiles, source: SourceFile, block: _Block, folder: Path, r
         parsed.quarantine.append((quarantine, rows_before))
 
 
+def _by_name(digests: Mapping[int, str], names: Mapping[int, str]) -> dict[str, str]:
+    """Digests of files; that of one that two sections read in other pieces stands under its number too."""
+    named: dict[str, str] = {}
+    for number, file_digest in digests.items():
+        name = names[number]
+        named[name if named.get(name, file_digest) == file_digest else f"{name} ({number})"] = file_digest
+    return named
+
+
 def _joined(digests: Sequence[str]) -> str:
     """The digest of a file: of its bytes, or of the digests of its pieces."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -304,4 +322,8 @@ def _examples(parsed: ParsedFiles) -> str:
         rows += frame.select(columns).head(EXAMPLES - len(rows)).iter_rows()
         if len(rows) == EXAMPLES:
             break
-    return "; ".join(f"{file} record {number} is {raw!r} ({reason})" for file, number, reason, raw in rows)
+    return "; ".join(f"{file} record {number} is {_cut(raw)!r} ({reason})" for file, number, reason, raw in rows)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

@@ -18,7 +18,7 @@ from llmrec_ray.data.blocks import can_cut, next_cut
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import DataError
 
-__all__ = ["Piece", "cut_pieces", "digest", "estimated_rows", "open_parquet"]
+__all__ = ["NO_STARTS", "Piece", "cut_pieces", "digest", "estimated_rows", "open_parquet"]
 
 PIECE_BYTES = 64 * 1024 * 1024
 PIECE_ROWS = 1_000_000
