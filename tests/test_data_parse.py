@@ -151,6 +151,17 @@ def test_a_form_that_makes_no_sense_is_named(tmp_path):
         parse(tmp_path, log_of(timestamp=["01 12"]), "csv", timestamp_format="%d %H")
 
 
+def test_a_zone_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read as 'Factory' \(.*\): correct timezone\.$"):
+        parse(tmp_path, log_of(timestamp=["2024-03-01T12:00:00"]), timestamp_unit="iso8601", timezone="Factory")
+
+
+def test_a_form_counts_for_numbers_too(tmp_path):
+    found = parse(tmp_path, log_of(timestamp=[20240301, 20249999]), timestamp_format="%Y%m%d")
+    assert found.good["timestamp"].to_list() == [NOON - dt.timedelta(hours=12)]
+    assert found.quarantine["reason"].to_list() == ["bad_timestamp"]
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_times_without_a_zone_are_of_the_zone_that_is_given(tmp_path, typed):
     texts = ["2024-03-01T13:00:00", "2024-03-31T02:30:00", "2024-10-27T02:30:00"]

@@ -38,14 +38,9 @@ OWN_COLUMNS = frozenset({
 def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError of its own
-        known = False
-    except KeyError:
-        known = False
-    else:
-        known = True
-    if not known:
-        raise ValueError(f"there is no time zone {name!r}: name one as in the IANA database, such as Europe/Berlin")
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        message = f"there is no time zone {name!r}: name one as in the IANA database, such as Europe/Berlin"
+        raise ValueError(message) from None
     return name
 
 
@@ -165,7 +160,7 @@ class LogConfig(FileSection):
     timestamp_unit: TimeUnit = "s"
     """Unit of numeric timestamps since 1970 UTC, or text in ISO 8601."""
     timestamp_format: str | None = None
-    """Form of timestamps that are text of another kind, as strptime writes it: "%d/%m/%Y %H:%M"."""
+    """Form of timestamps that are text or digits of another kind, as strptime writes it: "%d/%m/%Y %H:%M"."""
     timezone: Zone = "UTC"
     """Zone of timestamps that name none."""
     event_weights: dict[str, Weight] = {}

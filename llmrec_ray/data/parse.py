@@ -197,9 +197,10 @@ def _moments(column: pl.Series, log: LogConfig, name: str) -> pl.Series:
         return microseconds(column, log.timestamp_unit, log.timestamp_format, log.timezone)
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"The timestamps of {name} cannot be read as {log.timestamp_format!r} ({reason}): correct timestamp_format."
-        ) from None
+        form, setting = log.timestamp_format, "timestamp_format"
+        if form is None:  # a zone that Python knows and Polars does not
+            form, setting = log.timezone, "timezone"
+        raise DataError(f"The timestamps of {name} cannot be read as {form!r} ({reason}): correct {setting}.") from None
 
 
 def _value(log: LogConfig, schema: Mapping[str, pl.DataType]) -> pl.Expr:

@@ -21,23 +21,25 @@ ISO_WITHOUT = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
 def microseconds(column: pl.Series, unit: TimeUnit, form: str | None = None, zone: str = "UTC") -> pl.Series:
     """Int64, null where there is no time, -1 before 1970 and TIME_LIMIT_US for all that is as late or later.
 
-    unit: of numbers; "iso8601" for text without a form. form: of text, as strptime writes it. A moment that a zone
-    skips (clocks going forward) is none; of one that it has twice the first counts.
+    unit: of numbers without a form; "iso8601" for text without one. form: of text or digits, as strptime writes it. A
+    moment that a zone skips (clocks going forward) is none; of one that it has twice the first counts.
     """
     dtype = column.dtype
     if dtype == pl.Date:
         column = column.cast(pl.Datetime("us"))
     if isinstance(column.dtype, pl.Datetime):
         return _whole(_in_utc(column, zone).to_physical(), column.dtype.time_unit)
+    if form is not None:  # of numbers too, such as 20260131
+        return _whole(_of_form(_text(column), form, zone), "us")
+    if unit == "iso8601":
+        return _whole(_iso8601(_text(column), zone), "us")
     if not dtype.is_numeric():
-        column = column.cast(pl.String, strict=False).str.strip_chars()
-        if form is not None:
-            return _whole(_of_form(column, form, zone), "us")
-        if unit == "iso8601":
-            return _whole(_iso8601(column, zone), "us")
-    elif unit == "iso8601":
-        return _whole(_iso8601(column.cast(pl.String), zone), "us")
+        column = _text(column)
     return _numeric(column, unit)
+
+
+def _text(column: pl.Series) -> pl.Series:
+    return column.cast(pl.String, strict=False).str.strip_chars()
 
 
 def _numeric(column: pl.Series, unit: str) -> pl.Series:
