@@ -381,7 +381,7 @@ def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterat
 def _marked_as_in_use(folder: Path) -> Iterator[None]:
     """Hold a locked file beside a folder, which the system unlocks when this process is killed."""
     mark = folder.with_name(f"{folder.name}{IN_USE}")
-    with mark.open("w") as handle:
+    with mark.open("w+") as handle:  # NFS wants both for a lock that is shared
         with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
             fcntl.flock(handle, fcntl.LOCK_SH)
         try:

@@ -125,6 +125,12 @@ class TombstonesFile:
         self._tombstones = Tombstones()
 
     @property
+    def version(self) -> object:
+        """Differs after every time that the file was replaced, also by the same, as far as `now` has seen; None without
+        a file."""
+        return self._seen
+
+    @property
     def last(self) -> Tombstones:
         """What the file said when it was last read."""
         return self._tombstones

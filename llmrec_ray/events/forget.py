@@ -22,7 +22,7 @@ from llmrec_ray.events.local import forget_in_view
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.events.log import EventLog
 from llmrec_ray.events.redis_view import RedisDownError
-from llmrec_ray.forgotten import Tombstones
+from llmrec_ray.forgotten import NOBODY, Tombstones
 
 __all__ = ["forget_in_file", "forget_in_folder", "users_in"]
 
@@ -45,30 +45,34 @@ def forget_in_folder(
     when something stays.
     """
     log = EventLog(folder / "log")
-    new = tombstones.unfinished_in(Tombstones() if anew else log.forgotten)
-    if not len(new):
+    if not anew and not len(tombstones.unfinished_in(log.forgotten)):
         return 0
     with file_lock(folder / "forget.lock"):
-        log.remember(new)
+        new = tombstones.unfinished_in(NOBODY if anew else log.forgotten)  # others may have done it meanwhile
+        if not len(new):
+            return 0
+        files = log.remember(new)
         try:
-            found, removed = _clean_log(log, new)
+            lines = _lines_of(files, new)
+            found = {user_id for users in lines.values() for user_id in users if user_id}
             found |= {*forget_in_view(folder / VIEW, new), *user_ids}
-            if forget_in_redis is not None:
+            if forget_in_redis is not None:  # before the lines go, which tell whoever has to try again of whom they are
                 forget_in_redis(sorted(found))
+            _clean_log(log.folder, list(lines), new)
         except (OSError, sqlite3.Error, RedisDownError) as error:
             raise EventLogError(
                 f"Not all events of the person in {folder} are removed yet ({error}): {AGAIN}."
             ) from error
         log.remember(new.finished())
-    return removed
+    return sum(len(users) for users in lines.values())
 
 
-def forget_in_file(filesystem: pafs.FileSystem, path: str, forgotten: Tombstones) -> int:
-    """Remove people from a file of events that nobody appends to, plain or compressed; how many lines were theirs.
+def forget_in_file(filesystem: pafs.FileSystem, path: str, forgotten: Tombstones) -> list[str]:
+    """Remove people from a file of events that nobody appends to, plain or compressed; `users_in` it before.
 
     Raises OSError.
     """
-    removed = len(users_in(filesystem, path, forgotten))
+    removed = users_in(filesystem, path, forgotten)
     if removed:
         staged = str(PurePosixPath(path).with_name(f".{PurePosixPath(path).name}{STAGED}"))
         _write_without(filesystem, path, staged, forgotten)
@@ -77,7 +81,10 @@ def forget_in_file(filesystem: pafs.FileSystem, path: str, forgotten: Tombstones
 
 
 def users_in(filesystem: pafs.FileSystem, path: str, forgotten: Tombstones) -> list[str]:
-    """The user id of every line of a file of events that is of one of these people. Raises OSError."""
+    """The user id of every line of a file of events that is of one of these people, "" for an end that was cut short.
+
+    Raises OSError.
+    """
     with filesystem.open_input_stream(path) as source:
         return [user_id for line in io.BufferedReader(source) if (user_id := _whose(line, forgotten)) is not None]
 
@@ -121,12 +128,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _clean_log(log: EventLog, forgotten: Tombstones) -> tuple[set[str], int]:
-    """Ids that were found, and how many lines were theirs; what a killed process left half-made goes too."""
-    for left in log.folder.glob(f".*{STAGED}"):
-        left.unlink()
+def _lines_of(files: Sequence[Path], forgotten: Tombstones) -> dict[Path, list[str]]:
+    """`users_in` of each of these files of the log in which there are any; nobody appends to them."""
     local = pafs.LocalFileSystem()
-    found = [user_id for file in log.files() for user_id in users_in(local, str(file), forgotten)]
-    for file in log.files():
-        forget_in_file(local, str(file), forgotten)
-    return {*found} - {""}, len(found)
+    return {file: users for file in files if (users := users_in(local, str(file), forgotten))}
+
+
+def _clean_log(folder: Path, files: Sequence[Path], forgotten: Tombstones) -> None:
+    """Replace these files; what a killed process left half-made goes too."""
+    for left in folder.glob(f".*{STAGED}"):
+        left.unlink()
+    for file in files:
+        forget_in_file(pafs.LocalFileSystem(), str(file), forgotten)

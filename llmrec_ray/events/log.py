@@ -51,7 +51,7 @@ class EventLog:
         self.writer = writer or uuid.uuid4().hex
         self._last: Path | None = None
         self._tombstones = TombstonesFile(folder / FORGOTTEN)
-        self._known: Tombstones | None = None
+        self._version: object = None
 
     @property
     def forgotten(self) -> Tombstones:
@@ -74,18 +74,19 @@ class EventLog:
         """
         with _locked(self.folder, shared=True):
             forgotten = self.forgotten
-            if self._known is not None and forgotten != self._known:  # the files so far are being replaced
-                self.writer = uuid.uuid4().hex
-            self._known = forgotten
+            if self._tombstones.version != self._version:  # the files so far are being replaced
+                self.writer, self._version = uuid.uuid4().hex, self._tombstones.version
             yield forgotten
 
-    def remember(self, tombstones: Tombstones) -> None:
-        """From now on nothing of these people is appended by any process, and no file that is there now is appended to.
+    def remember(self, tombstones: Tombstones) -> list[Path]:
+        """From now on nothing of these people is appended by any process.
 
-        Waits until everybody has left `appending`. Raises EventLogError.
+        Returns the files that are there now; nobody appends to them any more. Waits until everybody has left
+        `appending`. Raises EventLogError.
         """
         with _locked(self.folder, shared=False):
             self.forgotten.merged(tombstones).write(str(self._tombstones.path))
+            return self.files()
 
     def append(self, events: Sequence[Event]) -> Span:
         """Write the events, fsync file and folder, and say where they are.

@@ -169,7 +169,7 @@ class _Events:
         lines = sum(
             forget_in_folder(folder, tombstones, None, [self._user_id], anew=True) for folder in self._folders
         )
-        lines += sum(forget_in_file(filesystem, path, tombstones) for filesystem, path in self._files)
+        lines += sum(len(forget_in_file(filesystem, path, tombstones)) for filesystem, path in self._files)
         try:
             if redis is not None:
                 redis.forget([self._user_id])
