@@ -56,7 +56,9 @@ def maybe(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
     return st.fixed_dictionaries({}, optional=fields)
 
 
-moments = st.integers(0, 20).map(lambda hour: f"2023-11-15T{hour:02}:00:00")
+earlier, later = (
+    st.integers(first, first + 10).map(lambda hour: f"2023-11-15T{hour:02}:00:00") for first in (0, 11)
+)
 sections = st.builds(
     lambda log_fields, windows, robots, others: {
         **others, "interactions": {"columns": NAMES, **log_fields}, "window": windows, "robots": robots,
@@ -66,7 +68,7 @@ sections = st.builds(
         event_weights=st.sampled_from([{"view": 1.0, "buy": 4.0}, {"buy": 0.5}]), min_value=st.just(1.0),
         missing_value=st.just(2.0),
     ),
-    maybe(since=moments, until=moments, days=st.sampled_from([0.25, 0.5]), max_events_per_user=st.integers(3, 6)),
+    maybe(since=earlier, until=later, days=st.sampled_from([0.25, 0.5]), max_events_per_user=st.integers(3, 6)),
     maybe(max_events=st.integers(8, 20), max_events_per_hour=st.integers(2, 5), max_repeats=st.integers(2, 4)),
     st.fixed_dictionaries(
         {"min_user_interactions": st.integers(3, 4), "min_item_interactions": st.integers(1, 3)},

@@ -71,6 +71,15 @@ def _with_one_group(pattern: str) -> str:
     return pattern
 
 
+def _local_folder(path: str) -> str:
+    if "://" in path:
+        raise ValueError(
+            f"{path} is a URI, but intermediate files are mapped into memory: name a folder, such as one on a shared "
+            "disk"
+        )
+    return path
+
+
 Zone = Annotated[str, AfterValidator(_known_zone)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
@@ -284,6 +293,15 @@ class TimeWindow(Section):
     max_events_per_user: PositiveInt | None = None
     """Only a user's newest events count; older ones are counted as `old_event`."""
 
+    @model_validator(mode="after")
+    def _check_order(self) -> TimeWindow:
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError(
+                f"since is {self.since.isoformat()}, which is not before until, {self.until.isoformat()}, so that "
+                "nothing counts: correct one of them"
+            )
+        return self
+
 
 class Cooccurrence(Section):
     """The table of items that the same people met near each other, made from the train split."""
@@ -339,7 +357,7 @@ class DataConfig(Section):
     max_memory_gb: PositiveFloat = 4.0
     """Memory that ingest may use on a machine, in GB of a thousand million bytes, Ray's processes included; with less
     of it fewer tasks run at once."""
-    scratch: Uri | None = None
+    scratch: Annotated[str, AfterValidator(_local_folder)] | None = None
     """Folder for intermediate files, about as large as the log, which every machine of the cluster must see; by default
     a folder of the workspace."""
     split: Split = "leave_one_out"

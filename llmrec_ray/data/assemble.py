@@ -66,6 +66,7 @@ def assemble(
     dropped = {name: sum(encoded.dropped.get(name, 0) for encoded in ranges) for name in filters}
     mentioned = _merge_items(ranges)
     core = _k_core(ranges, mentioned, data, scratch, spread)
+    ranges = core.ranges
     dropped |= {"rare_user": dropped.get("rare_user", 0) + core.rare_user, "rare_item": core.rare_item}
     found = mentioned[ID].filter(pl.Series(core.counts > 0))
     items, [rows] = number_ids([found], earlier_items)
@@ -129,13 +130,14 @@ def _merge_items(ranges: Sequence[EncodedRange]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class _Core:
+    ranges: list[EncodedRange]
     counts: IntArray
     rare_user: int
     rare_item: int
 
 
 def _k_core(
-    ranges: Sequence[EncodedRange], mentioned: pl.DataFrame, data: DataConfig, scratch: Path, spread: Spread
+    ranges: list[EncodedRange], mentioned: pl.DataFrame, data: DataConfig, scratch: Path, spread: Spread
 ) -> _Core:
     ids, dead_items = scratch / ITEMS, scratch / "dead.npy"
     mentioned.select(ID).write_ipc(ids)
@@ -147,8 +149,9 @@ def _k_core(
         for lost in spread.map(peel, ranges, "k-core"):
             rare_user, rare_item = rare_user + lost.rare_user, rare_item + lost.rare_item
             counts.lost(lost.items, lost.counts)
+        ranges = [encoded.peeled for encoded in ranges]
         counts.counts[dead] = 0
-    return _Core(counts.counts, rare_user, rare_item)
+    return _Core(ranges, counts.counts, rare_user, rare_item)
 
 
 def _number_users(

@@ -2,16 +2,17 @@
 
     events.arrow   user and item as places among the range's ids, in the order of ids; then time, value and the others
     users.arrow, items.arrow      those ids, sorted
-    alive.npy      which events are still in the k-core
+    alive-<round>.npy      which events are still in the k-core after so many rounds of peeling
     places.npy     the place of each of its items among the items of all ranges
 
-A step that needs all events of a user has them all here; what needs all ranges exchanges counts.
+A step that needs all events of a user has them all here; what needs all ranges exchanges counts. Each step gives the
+same when it runs again, as it does where a machine is lost before it answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +34,11 @@ PLACES = "places.npy"
 
 @dataclass(frozen=True)
 class EncodedRange:
-    """Where one encoded range lies, and how many rows each filter dropped."""
+    """Where one encoded range lies, how many rows each filter dropped, and the rounds of peeling it has behind it."""
 
     folder: Path
     dropped: dict[str, int]
+    rounds: int = 0
 
     @property
     def events(self) -> pl.DataFrame:
@@ -56,7 +58,7 @@ class EncodedRange:
     @property
     def alive(self) -> NDArray[np.bool_]:
         """Which events are in the k-core so far, [E]."""
-        alive: NDArray[np.bool_] = np.load(self.folder / "alive.npy")
+        alive: NDArray[np.bool_] = np.load(self._alive)
         return alive
 
     @property
@@ -65,9 +67,22 @@ class EncodedRange:
         places: IntArray = np.load(self.folder / PLACES)
         return places
 
+    @property
+    def peeled(self) -> EncodedRange:
+        """The range after one more round."""
+        return replace(self, rounds=self.rounds + 1)
+
     def keep(self, alive: NDArray[np.bool_]) -> None:
         """Remember which events are alive."""
-        np.save(self.folder / "alive.npy", alive)
+        np.save(self._alive, alive)
+
+    def forget_round(self) -> None:
+        """Remove what was alive at this round."""
+        self._alive.unlink(missing_ok=True)
+
+    @property
+    def _alive(self) -> Path:
+        return self.folder / f"alive-{self.rounds}.npy"
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ def encode_range(
         {Columns.USER_ID: Columns.USER_ROW, Columns.ITEM_ID: Columns.ITEM_ROW}
     )
     place = folder / f"{number:06}"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     alive = np.ones(len(renamed), np.bool_)
     alive = drop_rare_users(renamed[Columns.USER_ROW].to_numpy(), alive, len(users), data.min_user_interactions)
     dropped = {**done.dropped, "rare_user": len(renamed) - int(alive.sum())}
@@ -115,7 +130,8 @@ def found_items(encoded: EncodedRange) -> pl.DataFrame:
 
 
 def peel_range(encoded: EncodedRange, *, items: Path, dead: Path, min_user_events: int) -> Lost:
-    """Drop the items marked in the file `dead` ([N] bool), then users who have become rare.
+    """Drop the items marked in the file `dead` ([N] bool), then users who have become rare; `encoded.peeled` has the
+    rest.
 
     `items` is the Arrow file with the ids of the items of all ranges, whose places are meant.
     """
@@ -125,7 +141,9 @@ def peel_range(encoded: EncodedRange, *, items: Path, dead: Path, min_user_event
     item_places = encoded.places[events[Columns.ITEM_ROW].to_numpy()]
     without_items = drop_items(item_places, before, np.load(dead))
     alive = drop_rare_users(users, without_items, len(encoded.users), min_user_events)
-    encoded.keep(alive)
+    encoded.peeled.keep(alive)
+    if encoded.rounds:
+        replace(encoded, rounds=encoded.rounds - 1).forget_round()
     lost, counts = np.unique(item_places[without_items & ~alive], return_counts=True)
     rare_item, rare_user = int(before.sum() - without_items.sum()), int(without_items.sum() - alive.sum())
     return Lost(rare_user, rare_item, lost, counts.astype(np.int64))
@@ -146,7 +164,9 @@ def _place_items(encoded: EncodedRange, items: Path) -> None:
     places = pl.DataFrame({ID: encoded.items}).join(
         every.to_frame().with_row_index("place"), on=ID, how="left", maintain_order="left"
     )["place"]
-    np.save(encoded.folder / PLACES, places.cast(pl.Int64).fill_null(-1).to_numpy())
+    part = encoded.folder / f"part-{PLACES}"
+    np.save(part, places.cast(pl.Int64).fill_null(-1).to_numpy())
+    part.replace(encoded.folder / PLACES)  # whole or not there
 
 
 def _places(column: str, ids: pl.Series) -> pl.Expr:

@@ -82,7 +82,7 @@ def ingest(
     pieces = cut_pieces(extension.sources, starts=extension.starts)
     if extension.dataset is not None and not pieces:
         return extension.dataset.artifact
-    with scratch_folder(_scratch_parent(data, workspace)) as scratch:
+    with scratch_folder(_scratch_parent(data, workspace), keep_parent=data.scratch is not None) as scratch:
         artifact = _Ingest(data, workspace, scratch, spread, extension).run(sources, pieces)
     workspace.set_latest("dataset", artifact.uri)
     return artifact
@@ -179,7 +179,7 @@ def _events_folder(workspace: Workspace) -> Path | None:
 
 def _scratch_parent(data: DataConfig, workspace: Workspace) -> Path:
     if data.scratch is not None:
-        return Path(data.scratch)
+        return Path(data.scratch).absolute()
     return workspace.local_folder("scratch", make=False) if workspace.is_local else cache_folder() / "scratch"
 
 

@@ -12,11 +12,11 @@ __all__ = ["scratch_folder"]
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
+def scratch_folder(parent: Path, *, keep_parent: bool = False) -> Iterator[Path]:
     """A new folder below `parent` for the length of the block; first those of runs that were killed are removed.
 
-    Folders that were made for it and are empty in the end go too. Raises DiskFullError, and ArtifactError where nothing
-    may be written.
+    Folders that were made for it and are empty in the end go too, and `parent` too, which a killed run may have made,
+    unless it is to be kept. Raises DiskFullError, and ArtifactError where nothing may be written.
     """
     new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
@@ -24,5 +24,5 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
             yield folder
     finally:
         with contextlib.suppress(OSError):
-            for empty in new or [parent]:
+            for empty in new or ([] if keep_parent else [parent]):
                 empty.rmdir()
