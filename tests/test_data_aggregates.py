@@ -56,11 +56,11 @@ def test_popularity_of_nothing_has_its_columns():
     assert merge_popularity([]).schema == part_popularity(part(), 7.0).schema
 
 
-def test_popularity_of_many_parts_is_added_up_on_the_way(monkeypatch):
+def test_popularity_of_many_parts_is_added_up_for_some_items_at_a_time(monkeypatch):
     parts = [part_popularity(part([0, 1, 2], [number % 3, 3]), 1.0) for number in range(20)]
     whole = merge_popularity(iter(parts))
     assert whole["events"].to_list() == [27, 7, 20, 6, 20, 20]
-    monkeypatch.setattr("llmrec_ray.data.aggregates.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("llmrec_ray.data.aggregates.CELLS", 4)
     assert merge_popularity(iter(parts)).equals(whole)
 
 

@@ -26,7 +26,7 @@ DAY_US = 86_400_000_000
 PERIOD, EVENTS = "period_start", "events"
 OTHER, COUNT, PAIR = "other_row", "count", "pair"
 PAIRS_AT_ONCE = 4_000_000
-ROWS_AT_ONCE = 8_000_000
+CELLS = 1 << 25
 HALF = 1 << 32
 MASK = HALF - 1
 Types = dict[str, "pl.DataType | type[pl.DataType]"]
@@ -49,13 +49,15 @@ def part_popularity(part: pl.DataFrame, days: float) -> pl.DataFrame:
 
 
 def merge_popularity(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """What `part_popularity` gives for all the parts together; frames are taken one by one and added up early."""
-    waiting = [pl.DataFrame(schema=POPULARITY)]
-    for frame in frames:
-        waiting.append(frame)
-        if sum(map(len, waiting)) > ROWS_AT_ONCE + 2 * len(waiting[0]):
-            waiting = [_merge(waiting)]
-    return _merge(waiting)
+    """What `part_popularity` gives for all the parts together; counted in an array of items and periods, of no more than
+    CELLS at a time."""
+    parts = [frame for frame in frames if len(frame)]
+    if not parts:
+        return pl.DataFrame(schema=POPULARITY)
+    periods = pl.concat([part[PERIOD].unique() for part in parts]).unique().sort()
+    n_items = max(int(part[Columns.ITEM_ROW][-1]) for part in parts) + 1
+    step = max(1, CELLS // len(periods))
+    return pl.concat([_add_up(parts, periods, first, min(first + step, n_items)) for first in range(0, n_items, step)])
 
 
 def cut_pairs(events_per_item: IntArray, within: int) -> list[int]:
@@ -94,9 +96,20 @@ def merge_pairs(number: int, folder: Path, top: int) -> pl.DataFrame:
     return rows.filter((item != item.shift(top)).fill_null(True)).cast(pl.Int64)
 
 
-def _merge(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    by_period = pl.concat(frames).sort(PERIOD)  # then by item: two sorts are faster than one by two columns
-    return _sum_runs(by_period.sort(Columns.ITEM_ROW, maintain_order=True), EVENTS)
+def _add_up(parts: Sequence[pl.DataFrame], periods: pl.Series, first: int, stop: int) -> pl.DataFrame:
+    """The popularity of the items from `first` up to `stop`."""
+    cells = np.zeros((stop - first) * len(periods), np.int64)
+    for part in parts:
+        rows = part[Columns.ITEM_ROW]
+        begin, end = rows.search_sorted(first), rows.search_sorted(stop)
+        inside = part[begin:end]
+        places = (inside[Columns.ITEM_ROW].to_numpy() - first) * len(periods)
+        cells[places + periods.search_sorted(inside[PERIOD]).to_numpy()] += inside[EVENTS].to_numpy()
+    found = np.flatnonzero(cells)
+    return pl.DataFrame({
+        Columns.ITEM_ROW: first + found // len(periods), PERIOD: periods.gather(found % len(periods)),
+        EVENTS: cells[found],
+    }, schema=POPULARITY)
 
 
 def _sum_runs(ordered: pl.DataFrame, column: str) -> pl.DataFrame:
