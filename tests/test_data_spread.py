@@ -76,6 +76,11 @@ def test_a_machine_that_does_not_see_the_scratch_folder_is_named(ray_session):
     assert str(unseen.value).startswith("A task on ")
 
 
+def test_what_arrow_does_not_see_is_named_too(ray_session):
+    with pytest.raises(ClusterError, match=r"does not see .*/nowhere/range\.arrow.*: the machines of a cluster share"):
+        Spread.on_ray(4.0).map(pl.read_ipc, ["/nowhere/range.arrow"])
+
+
 def test_a_task_that_is_killed_is_run_again(ray_session, tmp_path):
     assert Spread.on_ray(4.0).map(partial(die_once, folder=tmp_path), range(4)) == [0, 1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
@@ -87,3 +92,11 @@ def test_less_memory_means_fewer_tasks_at_once_and_never_none(ray_session):
     assert Spread.here(1000.0).max_tasks == cores
     assert Spread.on_ray(RAY_GB + 1.5 * TASK_GB).max_tasks == Spread.here(HERE_GB + 1.5 * TASK_GB).max_tasks == 1
     assert Spread.on_ray(0.1).max_tasks == Spread.here(0.1).max_tasks == 1
+
+
+def test_every_machine_of_a_cluster_counts_with_its_own_cores_and_memory(monkeypatch, ray_session):
+    sizes = {"large": 64.0, "small": 1.0, "gone": 64.0}
+    nodes = [{"NodeID": name, "Alive": name != "gone", "Resources": {"CPU": n}} for name, n in sizes.items()]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "head", "Alive": True, "Resources": {}}])
+    assert Spread.on_ray(1000.0).max_tasks == 65
+    assert Spread.on_ray(RAY_GB + 3.5 * TASK_GB).max_tasks == 4

@@ -10,7 +10,7 @@ import errno
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,17 +51,17 @@ class Spread:
         """On the Ray that is connected, with as many tasks at once as its cores and the memory per machine allow."""
         import ray
 
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        cpus = sum(min(int(node["Resources"].get("CPU", 0)), os.cpu_count() or 1) for node in nodes)
-        in_memory = len(nodes) * int((max_memory_gb - RAY_GB) / TASK_GB)
-        return cls(use_ray=True, max_tasks=max(1, min(cpus, in_memory)), num_blocks=num_blocks)
+        cpus = _cpus([node for node in ray.nodes() if node["Alive"]], ray.get_runtime_context().get_node_id())
+        in_memory = int((max_memory_gb - RAY_GB) / TASK_GB)
+        tasks = sum(min(n, in_memory) for n in cpus)  # which Ray Data spreads evenly over the machines
+        return cls(use_ray=True, max_tasks=max(1, tasks), num_blocks=num_blocks)
 
     def map(self, function: Callable[[T], R], calls: Sequence[T], description: str = "ingest") -> list[R]:
         """The result of every call, in the order of the calls.
 
         Functions, calls and results are pickled on their way. The first call that raises an LlmrecError or OSError ends
-        it with that error. Raises ClusterError when a machine does not see the files of another. Ray Data runs a task
-        that was killed again.
+        it with that error, on Ray once the others are done. Raises ClusterError when a machine does not see the files
+        of another. Ray Data runs a task that was killed again.
         """
         if not calls:
             return []
@@ -86,6 +86,13 @@ class Spread:
         return rows
 
 
+def _cpus(nodes: Sequence[Mapping[str, Any]], here: str) -> list[int]:
+    """Of each machine; this one may have been started with more than it has."""
+    cores = os.cpu_count() or 1
+    cpus = ((node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in nodes)
+    return [min(n, cores) if node == here else n for node, n in cpus]
+
+
 def _progress(calls: Iterable[T], total: int, description: str) -> Iterable[T]:
     return tqdm(calls, total=total, desc=description, disable=None, leave=False)
 
@@ -96,7 +103,7 @@ def _outcome(function: Callable[[T], R], call: T) -> tuple[R | Exception, bool]:
         return function(call), False
     except FileNotFoundError as error:
         return ClusterError(
-            f"A task on {socket.gethostname()} does not see {error.filename}: the machines of a cluster share "
+            f"A task on {socket.gethostname()} does not see {error.filename or error}: the machines of a cluster share "
             "intermediate files, so set data.scratch to a folder that all of them see."
         ), True
     except (LlmrecError, OSError) as error:
