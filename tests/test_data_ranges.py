@@ -38,7 +38,7 @@ def test_a_range_gives_back_all_events_of_its_users_in_the_order_of_the_log(tmp_
     paths = [folder / "a.arrow", folder / "b.arrow"]
     for path, share in zip(paths, (events[:half], events[half:]), strict=True):
         write_fragment(share, splitters, path)
-    ranges = [read_range(paths, number) for number in range(len(splitters) + 1)]
+    ranges = [pl.DataFrame(pl.from_arrow(read_range(paths, number))) for number in range(len(splitters) + 1)]
     for number, found in enumerate(ranges):
         assert found["number"].is_sorted()
         inside = [sum(cut.encode() <= user.encode() for cut in splitters) for user in found["user_id"]]

@@ -49,8 +49,8 @@ def part_popularity(part: pl.DataFrame, days: float) -> pl.DataFrame:
 
 
 def merge_popularity(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """What `part_popularity` gives for all the parts together; counted in an array of items and periods, of no more than
-    CELLS at a time."""
+    """What `part_popularity` gives for all the parts together, counted in arrays of items and periods of no more than
+    CELLS each."""
     parts = [frame for frame in frames if len(frame)]
     if not parts:
         return pl.DataFrame(schema=POPULARITY)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.kcore import drop_items, drop_rare_users
-from llmrec_ray.data.ranges import read_range
+from llmrec_ray.data.ranges import number_texts, read_range
 from llmrec_ray.data.transform import transform
 from llmrec_ray.types import Columns, IntArray
 
@@ -100,12 +100,12 @@ def encode_range(
 ) -> EncodedRange:
     """Read, transform and encode the events of one range, and drop its rare users once."""
     events = read_range(fragments, number)
-    users, items = (events[name].unique().sort() for name in (Columns.USER_ID, Columns.ITEM_ID))
-    numbers = events.select(
-        _places(Columns.USER_ID, users).alias(Columns.USER_ID), _places(Columns.ITEM_ID, items).alias(Columns.ITEM_ID),
-        pl.exclude(Columns.USER_ID, Columns.ITEM_ID),
+    (user_numbers, users), (item_numbers, items) = (
+        number_texts(events[name]) for name in (Columns.USER_ID, Columns.ITEM_ID)
     )
-    done = transform(numbers, data, newest)
+    others = pl.DataFrame(pl.from_arrow(events.drop_columns([Columns.USER_ID, Columns.ITEM_ID])))
+    ids = (user_numbers.alias(Columns.USER_ID), item_numbers.alias(Columns.ITEM_ID))
+    done = transform(pl.DataFrame([*ids, *others]), data, newest)
     renamed = done.events.drop(Columns.EVENT_ID, strict=False).rename(
         {Columns.USER_ID: Columns.USER_ROW, Columns.ITEM_ID: Columns.ITEM_ROW}
     )
@@ -160,15 +160,7 @@ def finish_range(encoded: EncodedRange, *, items: Path) -> IntArray:
 def _place_items(encoded: EncodedRange, items: Path) -> None:
     if (encoded.folder / PLACES).exists():
         return
-    every = pl.read_ipc(items)[ID]
-    places = pl.DataFrame({ID: encoded.items}).join(
-        every.to_frame().with_row_index("place"), on=ID, how="left", maintain_order="left"
-    )["place"]
+    every = pl.read_ipc(items)[ID]  # both are sorted, so that searching is faster than a join
     part = encoded.folder / f"part-{PLACES}"
-    np.save(part, places.cast(pl.Int64).fill_null(-1).to_numpy())
+    np.save(part, every.search_sorted(encoded.items).cast(pl.Int64).to_numpy())
     part.replace(encoded.folder / PLACES)  # whole or not there
-
-
-def _places(column: str, ids: pl.Series) -> pl.Expr:
-    return pl.col(column).cast(pl.Enum(ids)).to_physical().cast(pl.UInt32)
-

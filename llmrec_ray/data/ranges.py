@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from llmrec_ray.types import Columns
 
-__all__ = ["choose_splitters", "read_fragment", "read_range", "write_fragment"]
+__all__ = ["choose_splitters", "number_texts", "read_fragment", "read_range", "write_fragment"]
 
 
 def choose_splitters(users: pl.Series, n_ranges: int) -> list[str]:
@@ -42,10 +42,26 @@ def write_fragment(events: pl.DataFrame, splitters: Sequence[str], path: Path) -
             start += count
 
 
-def read_range(fragments: Sequence[Path], number: int) -> pl.DataFrame:
-    """All events of one range, in the order of the files."""
+def read_range(fragments: Sequence[Path], number: int) -> pa.Table:
+    """All events of one range, in the order of the files; a column that a file lacks is null there."""
     batches = [pa.ipc.open_file(pa.memory_map(str(path))).get_batch(number) for path in fragments]
-    return pl.concat([_frame(batch) for batch in batches], how="diagonal").rechunk()
+    return pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+
+
+def number_texts(texts: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
+    """Each text's place among the different ones in their order, [E] UInt32, and those texts.
+
+    Arrow's dictionary takes half the time of Polars' unique, sort and Enum, and the texts are never copied.
+    """
+    if not len(texts):
+        return pl.Series(dtype=pl.UInt32), pl.Series(dtype=pl.String)
+    encoded = texts.dictionary_encode()
+    distinct = pl.Series(encoded.chunk(0).dictionary, dtype=pl.String)
+    order = distinct.arg_sort()
+    places = np.empty(len(order), np.uint32)
+    places[order.to_numpy()] = np.arange(len(order), dtype=np.uint32)
+    numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    return pl.Series(places[numbers]), distinct.gather(order)
 
 
 def read_fragment(path: Path) -> pl.DataFrame:
