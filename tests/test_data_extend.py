@@ -109,6 +109,21 @@ def test_items_of_the_table_keep_their_rows_when_the_log_comes_to_know_them(tmp_
     assert second.items.row("v") == len(second.items) - 1
 
 
+def test_without_a_new_file_changes_of_the_recipe_and_of_tables_count_too(tmp_path):
+    write_day(tmp_path, 0, MONDAY)
+    (tmp_path / "items.csv").write_text("id,name\np,Pen\n")
+    table = {"paths": ["{raw}/items.csv"], "format": "csv", "id": "id", "template": "{name}"}
+    first = made(tmp_path, recipe_of(items=table))
+    (tmp_path / "items.csv").write_text("id,name\np,Pencil\na,Anchor\n")
+    second = made(tmp_path, recipe_of(items=table), extend=True)
+    assert [*second.items] == ["p", "q", "r", "s", "a"]
+    assert second.item_texts[0] == "Pencil"
+    assert second.log_ids == first.log_ids
+    third = made(tmp_path, recipe_of(items=table, window={"max_events_per_user": 3}), extend=True)
+    assert (len(first.interactions), len(third.interactions)) == (8, 6)
+    assert [*third.items] == [*second.items]
+
+
 @pytest.mark.parametrize("ranges", [1, 3])
 def test_a_log_that_is_cut_into_other_ranges_is_cut_anew(tmp_path, monkeypatch, ranges):
     monkeypatch.setattr("llmrec_ray.data.log.RANGE_ROWS", 2)

@@ -26,18 +26,21 @@ from polars import selectors
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder, create_artifact
 from llmrec_ray.config import DataConfig, Recipe, TableConfig
 from llmrec_ray.data.assemble import Assembled, assemble
+from llmrec_ray.data.dataset import Dataset
 from llmrec_ray.data.extend import Extension, plan_extension
 from llmrec_ray.data.log import (
     Log,
     LoggedEvents,
+    NewLog,
     ParsedFiles,
     check_quarantine,
+    file_digests,
     in_words,
     parse_files,
     parse_log,
     write_quarantine,
 )
-from llmrec_ray.data.pieces import Piece, cut_pieces
+from llmrec_ray.data.pieces import Piece, cut_pieces, digest
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.data.sources import SourceFile, TableName, find_sources
 from llmrec_ray.data.spread import Spread
@@ -48,12 +51,16 @@ from llmrec_ray.types import Columns
 
 __all__ = ["ingest", "needs_ray"]
 
+HOW = {"max_memory_gb", "scratch", "use_ray"}
 NO_IDS = pl.Series("id", dtype=pl.String)
 RAY_BYTES = 400_000_000  # below it Ray takes longer to start than this process needs for all
 
 
 def needs_ray(data: DataConfig, raw_folder: Path, workspace: Workspace) -> bool:
-    """Whether the files are so large that tasks of Ray pay. Raises MissingInputError when there are none."""
+    """Whether the recipe asks for Ray, or the files are so large that its tasks pay. Raises MissingInputError when there
+    are none."""
+    if data.use_ray is not None:
+        return data.use_ray
     sources = find_sources(data, raw_folder, _events_folder(workspace))
     return sum(source.size_bytes for source in sources) >= RAY_BYTES
 
@@ -72,7 +79,8 @@ def ingest(
     `raw_folder` stands for {raw} in the recipe's paths. With `use_ray`, Ray Data spreads the work over the Ray that is
     connected, `num_blocks` blocks at each step (one per task when None); the result is the same, byte for byte. With
     `extend`, only files that the latest Dataset was not made of are read, and its rows stay; it comes back itself when
-    there are none. Raises MissingInputError, BadRowsError, EmptyResultError and DataError, and then changes nothing.
+    there are none, and neither the tables nor `data` have changed. Raises MissingInputError, BadRowsError,
+    EmptyResultError and DataError, and then changes nothing.
     """
     data = recipe.data
     spread = Spread.on_ray(data.max_memory_gb, num_blocks) if use_ray else Spread.here(data.max_memory_gb)
@@ -80,7 +88,7 @@ def ingest(
     log_files = [source for source in sources if source.table == "interactions"]
     extension = plan_extension(log_files, data, workspace) if extend else Extension(log_files)
     pieces = cut_pieces(extension.sources, starts=extension.starts)
-    if extension.dataset is not None and not pieces:
+    if extension.dataset is not None and not pieces and _is_made_of(extension.dataset, data, sources):
         return extension.dataset.artifact
     with scratch_folder(_scratch_parent(data, workspace), keep_parent=data.scratch is not None) as scratch:
         artifact = _Ingest(data, workspace, scratch, spread, extension).run(sources, pieces)
@@ -99,12 +107,9 @@ class _Ingest:
     def run(self, sources: Sequence[SourceFile], log_pieces: Sequence[Piece]) -> Artifact:
         """Everything from the files to the Dataset."""
         items, users = self._table(sources, "items"), self._table(sources, "users")
-        new = parse_log(
-            log_pieces, self.extension.sources, self.data, self.scratch, self.spread,
-            starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
-        )
+        new = self._new_log(log_pieces) if log_pieces or not self.extension.logs else None
         earlier = self.extension.dataset
-        events = [*(log.events for log in self.extension.logs), new.events]
+        events = [*(log.events for log in self.extension.logs), *([] if new is None else [new.events])]
         assembled = assemble(
             events, self.data, self.scratch, self.spread,
             earlier_users=NO_IDS if earlier is None else earlier.user_ids,
@@ -113,7 +118,14 @@ class _Ingest:
         law = _row_law(events, assembled)
         _check_anything_left(law)
         result = _Result(self.data, items, users, assembled, law)
-        return result.create(self.workspace, [*self.extension.logs, new.commit(self.workspace)])
+        logs = self.extension.logs if new is None else [*self.extension.logs, new.commit(self.workspace)]
+        return result.create(self.workspace, logs)
+
+    def _new_log(self, pieces: Sequence[Piece]) -> NewLog:
+        return parse_log(
+            pieces, self.extension.sources, self.data, self.scratch, self.spread,
+            starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
+        )
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
         files = [source for source in sources if source.table == table]
@@ -146,7 +158,7 @@ class _Result:
         ids = {f"log {number}": log.artifact.id for number, log in enumerate(logs, start=1)}
         return create_artifact(
             workspace.root("dataset"), "dataset", partial(self._write, logs=logs),
-            config={"data": self.data.model_dump(mode="json")}, parents=ids | digests, metrics=self._metrics(),
+            config={"data": _kept(self.data)}, parents=ids | digests, metrics=self._metrics(),
         )
 
     def _metrics(self) -> dict[str, Any]:
@@ -170,6 +182,22 @@ class _Result:
             described.texts.write_parquet(folder / f"{name}_texts.parquet")
             described.attributes.write_parquet(folder / f"{name}_attributes.parquet")
         write_quarantine(self.tables, folder / "quarantine.parquet", [log.quarantine for log in logs])
+
+
+def _is_made_of(dataset: Dataset, data: DataConfig, sources: Sequence[SourceFile]) -> bool:
+    """Whether the recipe and the tables are those that a Dataset was made of; its log is not looked at."""
+    made_of = dataset.artifact.manifest
+    if made_of.config["data"] != _kept(data):
+        return False
+    tables = [[file for file in sources if file.table == table] for table in ("items", "users")]
+    pieces = [cut_pieces(files) for files in tables]
+    now = [file_digests(table, map(digest, table)) for table in pieces]
+    return all(made_of.parents.get(name) == known for digests in now for name, known in digests.items())
+
+
+def _kept(data: DataConfig) -> dict[str, Any]:
+    """What the section says of the Dataset, and not of how to make it."""
+    return data.model_dump(mode="json", exclude=HOW)
 
 
 def _events_folder(workspace: Workspace) -> Path | None:

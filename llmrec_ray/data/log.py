@@ -36,8 +36,8 @@ from llmrec_ray.forgotten import NOBODY, Tombstones
 from llmrec_ray.types import Columns
 
 __all__ = [
-    "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "in_words", "parse_files",
-    "parse_log", "sections", "write_quarantine",
+    "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "file_digests", "in_words",
+    "parse_files", "parse_log", "sections", "write_quarantine",
 ]
 
 RANGE_ROWS = 1_000_000
@@ -137,18 +137,29 @@ def parse_files(
     """
     folder.mkdir()
     reports = spread.map(partial(_parse, folder=folder, splitters=splitters, forgotten=forgotten), pieces, "read")
-    parsed = ParsedFiles({})
+    parsed = ParsedFiles(file_digests(pieces, (piece_digest for piece_digest, _ in reports)))
     before: Counter[int] = Counter()  # by number, since two sections may read one file
-    digests: dict[int, list[str]] = {piece.source.number: [] for piece in pieces}
-    for piece, (piece_digest, blocks) in zip(pieces, reports, strict=True):
-        number = piece.source.number
-        digests[number].append(piece_digest)
+    for piece, (_, blocks) in zip(pieces, reports, strict=True):
         for block in blocks:
-            _add(parsed, piece.source, block, folder, before[number])
-            before[number] += block.rows
-    names = {piece.source.number: piece.source.name for piece in pieces}
-    parsed.digests = _by_name({number: _joined(parts) for number, parts in digests.items()}, names)
+            _add(parsed, piece.source, block, folder, before[piece.source.number])
+            before[piece.source.number] += block.rows
     return parsed
+
+
+def file_digests(pieces: Sequence[Piece], digests: Iterable[str]) -> dict[str, str]:
+    """Digests of the pieces of a table -> those of its files by name: of a file's bytes, or of its pieces' digests.
+
+    The digest of a file that two sections read in other pieces stands under its number too.
+    """
+    parts: dict[int, list[str]] = {}
+    for piece, piece_digest in zip(pieces, digests, strict=True):
+        parts.setdefault(piece.source.number, []).append(piece_digest)
+    names = {piece.source.number: piece.source.name for piece in pieces}
+    named: dict[str, str] = {}
+    for number, digests_of_file in parts.items():
+        name, file_digest = names[number], _joined(digests_of_file)
+        named[name if named.get(name, file_digest) == file_digest else f"{name} ({number})"] = file_digest
+    return named
 
 
 @dataclass(frozen=True)
@@ -294,15 +305,6 @@ def _add(parsed: ParsedFiles, source: SourceFile, block: _Block, folder: Path, r
         parsed.good.append((source, good))
     if quarantine.exists():
         parsed.quarantine.append((quarantine, rows_before))
-
-
-def _by_name(digests: Mapping[int, str], names: Mapping[int, str]) -> dict[str, str]:
-    """Digests of files; that of one that two sections read in other pieces stands under its number too."""
-    named: dict[str, str] = {}
-    for number, file_digest in digests.items():
-        name = names[number]
-        named[name if named.get(name, file_digest) == file_digest else f"{name} ({number})"] = file_digest
-    return named
 
 
 def _joined(digests: Sequence[str]) -> str:
