@@ -96,7 +96,8 @@ class Held(Generic[Part]):
             raise RuntimeError(f"{self._stage} has stopped following the releases.")
 
     async def _follow(self) -> None:
-        while True:
+        following = asyncio.current_task()
+        while following is None or not following.cancelling():  # a call may turn that into an error of its own
             await asyncio.sleep(self._sync_s)
             try:
                 self._obey(await self._orders())
