@@ -6,8 +6,9 @@ Every run is a process of its own, timed from its start to its end, Ray's start 
 figures are medians. Memory is the highest sum of the proportional set sizes of all processes of a run. Logs are read
 by every program in turn, so they lie in the page cache alike. Before anything is timed, the three results are compared
 at COMPARED_ROWS rows: same events in same order, same rows for ids, same quarantine, same counts. The largest size is
-for this pipeline alone. Marginal: only the rows between two sizes and the time between them, so that the start does
-not count. Dated copies of the output belong into benchmarks/results/.
+for this pipeline alone, once in threads of its process ("ours") and once on Ray Data ("ours-ray"); the recipe says
+which. Marginal: only the rows between two sizes and the time between them, so that the start does not count. Dated
+copies of the output belong into benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ COMPARED_ROWS = 200_000
 COMPARED_PART_ROWS = 30_000
 REPETITIONS = 3
 BY_HAND = Path(__file__).with_name("by_hand.py")
-PROGRAMS = ("ours", "polars", "pandas")
+PROGRAMS = ("ours", "ours-ray", "polars", "pandas")
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,17 @@ class Bench:
         """One program over one log, as a process of its own."""
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        if program != "ours":
+        if not program.startswith("ours"):
             return metered([sys.executable, str(BY_HAND), program, str(log), str(out)])
         config = out / "recipe.yaml"
-        config.write_text(yaml.safe_dump(self._recipe(log, out)))
+        config.write_text(yaml.safe_dump(self._recipe(log, out, use_ray=program == "ours-ray")))
         return metered([sys.executable, "-m", "llmrec_ray", "ingest", "--config", str(config), "--json"])
 
-    def _recipe(self, log: Path, out: Path) -> dict[str, Any]:
+    def _recipe(self, log: Path, out: Path, *, use_ray: bool) -> dict[str, Any]:
         interactions = {"paths": [f"{log}/*.parquet"], "format": "parquet", "columns": {"value": "value"}}
         data = {
             "interactions": interactions, "max_memory_gb": self.max_memory_gb,
-            "min_user_interactions": LEAST_EVENTS, "min_item_interactions": LEAST_EVENTS,
+            "min_user_interactions": LEAST_EVENTS, "min_item_interactions": LEAST_EVENTS, "use_ray": use_ray,
         }
         return {
             "name": "bench", "workspace": str(out / "work"), "num_cpus": self.num_cpus, "data": data,
@@ -103,8 +104,10 @@ def main() -> None:
         bench = Bench(arguments.folder or Path(temporary), arguments.max_memory_gb, arguments.num_cpus)
         compare_results(bench, arguments.programs)
         runs = measure(bench, arguments.programs, sizes, arguments.repetitions)
-        if largest > sizes[-1] and "ours" in arguments.programs:
-            runs["ours", largest] = [bench.run("ours", bench.log(largest), bench.folder / "out")]
+        for program in arguments.programs:
+            if largest > sizes[-1] and program.startswith("ours"):
+                runs[program, largest] = [bench.run(program, bench.log(largest), bench.folder / "out")]
+                _progress(program, largest, runs[program, largest][-1])
     print_table(runs)
     print(json.dumps(report(runs) | {"machine": _machine()}))
 
@@ -116,7 +119,7 @@ def compare_results(bench: Bench, programs: Sequence[str]) -> None:
     for program in programs:
         out = bench.folder / f"compared-{program}"
         bench.run(program, log, out)
-        results.append(_result_of_ours(out) if program == "ours" else _result_by_hand(out))
+        results.append(_result_of_ours(out) if program.startswith("ours") else _result_by_hand(out))
     for result in results[1:]:
         for name, frame in results[0].items():
             assert_frame_equal(frame, result[name], check_row_order=True)
@@ -191,7 +194,7 @@ def print_table(runs: Runs) -> None:
             cpu_s = statistics.median(run.cpu_s for run in runs[program, rows])
             peak = max(run.peak_bytes for run in runs[program, rows]) / 2**30
             every = " ".join(f"{run.wall_s:.1f}" for run in runs[program, rows])
-            print(f"{program:8} {rows:>12,} {wall_s:>9.1f} {rows / wall_s:>10,.0f} {rate} {cpu_s:>8.1f} {peak:>6.2f}  "
+            print(f"{program:9} {rows:>12,} {wall_s:>9.1f} {rows / wall_s:>10,.0f} {rate} {cpu_s:>8.1f} {peak:>6.2f}  "
                   f"{every}")
             before = rows, wall_s
 
@@ -213,13 +216,19 @@ def report(runs: Runs) -> dict[str, Any]:
         "marginal_vs_polars": _ratio(_rate(runs, "ours", common), _rate(runs, "polars", common)),
         "marginal_vs_pandas": _ratio(_rate(runs, "ours", common), _rate(runs, "pandas", common)),
         "vs_pandas": _ratio(_total(runs, "pandas", common), _total(runs, "ours", common)),
+        "marginal_vs_polars_on_ray": _ratio(_rate(runs, "ours-ray", common), _rate(runs, "polars", common)),
+        "slope_error_on_ray": _slope_error(runs, "ours-ray"),
         "vs_polars": _ratio(_total(runs, "polars", common), _total(runs, "ours", common)),
         "peak_bytes": max(run.peak_bytes for run in runs["ours", rows]) if rows else None,
-        "slope_error": slope_error([(size, _median(runs, "ours", size)) for size in ours]),
+        "slope_error": _slope_error(runs, "ours"),
         "totals_s": {
             name: {size: round(_median(runs, name, size), 2) for size in _sizes(runs, name)} for name in _programs(runs)
         },
     }
+
+
+def _slope_error(runs: Runs, program: str) -> float | None:
+    return slope_error([(size, _median(runs, program, size)) for size in _sizes(runs, program)])
 
 
 def slope_error(totals: Sequence[tuple[int, float]]) -> float | None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llmrec_ray.artifact import Artifact, Workspace
 from llmrec_ray.config import Recipe
 from llmrec_ray.config.load import validate_recipe
-from llmrec_ray.data import Dataset, ingest
+from llmrec_ray.data import Dataset, ingest, needs_ray
 from llmrec_ray.errors import BadRowsError, ConfigError, DataError, EmptyResultError, MissingInputError
 from llmrec_ray.events import Event, EventLog
 
@@ -433,3 +433,11 @@ def test_the_row_law_holds_for_any_log(tmp_path, pairs, least):
     assert events.group_by("item_row").len()["len"].min() >= least[1]
     assert events.select("user_row", "item_row").is_unique().all()
     assert events["user_row"].is_sorted()
+
+
+def test_how_an_ingest_is_made_is_no_part_of_the_dataset(tmp_path):
+    write_shop(tmp_path)
+    recipes = [shop_recipe(), shop_recipe(max_memory_gb=1.0, use_ray=False, scratch=str(tmp_path / "elsewhere"))]
+    assert len({run(tmp_path, recipe).id for recipe in recipes}) == 1
+    workspace = Workspace(str(tmp_path / "work"))
+    assert [needs_ray(shop_recipe(use_ray=ray).data, tmp_path, workspace) for ray in (None, True)] == [False, True]

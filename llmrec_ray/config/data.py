@@ -357,6 +357,8 @@ class DataConfig(Section):
     max_memory_gb: PositiveFloat = 4.0
     """Memory that ingest may use on a machine, in GB of a thousand million bytes, Ray's processes included; with less
     of it fewer tasks run at once."""
+    use_ray: bool | None = None
+    """Whether tasks of Ray do the work, or threads of the process itself; empty decides by the size of the files."""
     scratch: Annotated[str, AfterValidator(_local_folder)] | None = None
     """Folder for intermediate files, about as large as the log, which every machine of the cluster must see; by default
     a folder of the workspace."""

@@ -57,8 +57,7 @@ RAY_BYTES = 400_000_000  # below it Ray takes longer to start than this process 
 
 
 def needs_ray(data: DataConfig, raw_folder: Path, workspace: Workspace) -> bool:
-    """Whether the recipe asks for Ray, or the files are so large that its tasks pay. Raises MissingInputError when there
-    are none."""
+    """Whether the recipe asks for Ray, or the files are so large that its tasks pay. Raises MissingInputError."""
     if data.use_ray is not None:
         return data.use_ray
     sources = find_sources(data, raw_folder, _events_folder(workspace))
