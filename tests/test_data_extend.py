@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.cli.main import main
 from llmrec_ray.config import Recipe, validate_recipe
 from llmrec_ray.data import Dataset, ingest
+from llmrec_ray.data.spread import Spread
 from llmrec_ray.errors import DataError
 from llmrec_ray.events import Event, EventLog
 
@@ -133,6 +135,25 @@ def test_a_log_that_is_cut_into_other_ranges_is_cut_anew(tmp_path, monkeypatch, 
     write_day(tmp_path, 1, TUESDAY)
     assert events_of(made(tmp_path, extend=True)) == events_of(made(tmp_path, work="other"))
     assert len(first.users) == 2
+
+
+def test_ranges_that_have_grown_too_large_are_cut_anew(tmp_path, monkeypatch):
+    write_day(tmp_path, 0, MONDAY)
+    made(tmp_path)
+    monkeypatch.setattr("llmrec_ray.data.log.RANGE_ROWS", 3)
+    monkeypatch.setattr("llmrec_ray.data.ranges.SAMPLED_EVERY", 2)
+    write_day(tmp_path, 1, TUESDAY)
+    calls = Counter()
+    spread_map = Spread.map
+
+    def counted(spread, function, items, description="ingest"):
+        calls[description] += len(items)
+        return spread_map(spread, function, items, description)
+
+    monkeypatch.setattr(Spread, "map", counted)
+    extended = made(tmp_path, extend=True)
+    assert calls["sort"] >= 3 and calls["cut"] == calls["sample"] == 2
+    assert events_of(extended) == events_of(made(tmp_path, work="other"))
 
 
 def test_what_was_read_must_not_have_changed(tmp_path):

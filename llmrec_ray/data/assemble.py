@@ -24,7 +24,7 @@ from llmrec_ray.config import DataConfig
 from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
 from llmrec_ray.data.encoded import EncodedRange, encode_range, finish_range, found_items, peel_range
 from llmrec_ray.data.kcore import ItemCounts
-from llmrec_ray.data.log import LoggedEvents
+from llmrec_ray.data.log import LoggedEvents, common_splitters
 from llmrec_ray.data.parts import FIRST, NumberedRange, PartPlan, part_events, plan_parts
 from llmrec_ray.data.ranges import read_fragment, write_fragment
 from llmrec_ray.data.rows import ID, number_ids
@@ -95,7 +95,7 @@ def _item_starts(counts: IntArray, item_rows: IntArray, n_items: int, data: Data
 
 
 def _encode(logs: Sequence[LoggedEvents], data: DataConfig, scratch: Path, spread: Spread) -> list[EncodedRange]:
-    splitters = logs[0].splitters
+    splitters = common_splitters(logs, spread)
     cut = [_cut_at(log, splitters, scratch / f"cut-{number}", spread) for number, log in enumerate(logs)]
     fragments = list(itertools.chain.from_iterable(cut))
     newest = max((log.newest for log in logs if log.newest is not None), default=None)

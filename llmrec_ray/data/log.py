@@ -28,7 +28,7 @@ from llmrec_ray.artifact import Artifact, Workspace, create_artifact, open_artif
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.parse import QUARANTINE_SCHEMA, ParsedBlock, parse_piece, sample_users
 from llmrec_ray.data.pieces import NO_STARTS, Piece, digest, estimated_rows
-from llmrec_ray.data.ranges import choose_splitters, write_fragment
+from llmrec_ray.data.ranges import choose_splitters, sample_fragment, write_fragment
 from llmrec_ray.data.sources import SourceFile, TableName
 from llmrec_ray.data.spread import Spread
 from llmrec_ray.errors import BadRowsError, EmptyResultError
@@ -36,12 +36,13 @@ from llmrec_ray.forgotten import NOBODY, Tombstones
 from llmrec_ray.types import Columns
 
 __all__ = [
-    "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "file_digests", "in_words",
-    "parse_files", "parse_log", "sections", "write_quarantine",
+    "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "common_splitters",
+    "file_digests", "in_words", "parse_files", "parse_log", "sections", "write_quarantine",
 ]
 
 RANGE_ROWS = 1_000_000
 SAMPLED_PIECES = 64
+MOST_GROWTH = 2
 EXAMPLES = 3
 SHOWN_CHARACTERS = 300
 RANGES, QUARANTINE = "ranges.json", "quarantine.parquet"
@@ -206,6 +207,16 @@ def parse_log(
     }
     events = LoggedEvents([path for _, path in parsed.good], splitters, parsed.newest, metrics)
     return NewLog(parsed, events, {"sections": sections(data), "files": _read_up_to(sources, pieces, starts)})
+
+
+def common_splitters(logs: Sequence[LoggedEvents], spread: Spread) -> list[str]:
+    """Where to cut the ranges of several Logs: as the first is cut, or anew when its ranges have become too large."""
+    rows, first = sum(log.metrics["rows_valid"] for log in logs), logs[0].splitters
+    if rows <= MOST_GROWTH * RANGE_ROWS * (len(first) + 1):
+        return first
+    n_ranges, fragments = -(-rows // RANGE_ROWS), [path for log in logs for path in log.fragments]
+    chosen = fragments[:: -(-len(fragments) // max(SAMPLED_PIECES, n_ranges))]
+    return choose_splitters(pl.concat(spread.map(sample_fragment, chosen, "sample")), n_ranges)
 
 
 def sections(data: DataConfig) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from llmrec_ray.types import Columns
 
-__all__ = ["choose_splitters", "number_texts", "read_fragment", "read_range", "write_fragment"]
+__all__ = ["choose_splitters", "number_texts", "read_fragment", "read_range", "sample_fragment", "write_fragment"]
+
+SAMPLED_EVERY = 256
 
 
 def choose_splitters(users: pl.Series, n_ranges: int) -> list[str]:
@@ -68,6 +70,11 @@ def read_fragment(path: Path) -> pl.DataFrame:
     """All events of one fragment, those of a range in their order."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     return pl.concat([_frame(reader.get_batch(number)) for number in range(reader.num_record_batches)])
+
+
+def sample_fragment(path: Path) -> pl.Series:
+    """The users of every so many events of one fragment, the first included."""
+    return read_fragment(path)[Columns.USER_ID].gather_every(SAMPLED_EVERY)
 
 
 def _with_short_offsets(table: pa.Table) -> pa.Table:
