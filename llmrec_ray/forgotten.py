@@ -10,6 +10,7 @@ still tell who is in it, so it is as private as the workspace. Knows neither art
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
@@ -187,6 +188,10 @@ def _fields(raw: str) -> set[str]:
     """What may be the fields of a row: values of a JSON object, or what stands between separators or within quotes."""
     fields = {part.strip(QUOTES) for separator in SEPARATORS for part in raw.split(separator)}
     fields |= set(WORD.findall(raw))
+    if '"' in raw:
+        for separator in SEPARATORS:
+            with contextlib.suppress(csv.Error, TypeError):  # TypeError: one of several characters
+                fields |= {field for row in csv.reader([raw], delimiter=separator) for field in row}
     with contextlib.suppress(ValueError):
         value = json.loads(raw)
         fields |= {str(each) for each in (value.values() if isinstance(value, dict) else ())}

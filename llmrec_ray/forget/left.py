@@ -27,26 +27,25 @@ def rows_left(data: DataConfig, raw_folder: Path, user_id: str) -> dict[str, int
     A file that cannot be read is told of in the log and left out.
     """
     alone: list[dict[str, Any]] = [
-        *({"interactions": (section,)} for section in data.interactions),
-        *({"users": (section,)} for section in data.users),
+        {table: (section.model_copy(update={"paths": (path,)}),)}
+        for table, sections in (("interactions", data.interactions), ("users", data.users))
+        for section in sections for path in section.paths
     ]
-    found = {}
-    for section in alone:
-        for source in _sources(data, section, raw_folder):
-            if rows := _count(source, user_id):
-                found[source.uri] = rows
-    return found
+    sources = [source for section in alone for source in _sources(data, section, raw_folder)]
+    return {source.uri: rows for source in sources if (rows := _count(source, user_id))}
 
 
 def event_files(data: DataConfig, raw_folder: Path, events_folder: Path | None) -> list[SourceFile]:
-    """The event logs of endpoints that `data.feedback` names."""
-    return _sources(data, {"feedback": data.feedback}, raw_folder, events_folder)
+    """The event logs of endpoints that `data.feedback` names, each once."""
+    alone = ({"feedback": (path,)} for path in data.feedback)
+    found = [source for section in alone for source in _sources(data, section, raw_folder, events_folder)]
+    return [*{source.uri: source for source in found}.values()]
 
 
 def _sources(
     data: DataConfig, sections: dict[str, Any], raw_folder: Path, events_folder: Path | None = None
 ) -> list[SourceFile]:
-    """Files of some sections alone, so that one that is missing does not hide the others."""
+    """Files of one path alone, so that one that is missing does not hide the others."""
     try:
         return find_sources(data.model_copy(update=NOTHING | sections), raw_folder, events_folder)
     except MissingInputError as error:

@@ -138,7 +138,9 @@ class Person:
 
     def _may_be_theirs(self, names: Mapping[str, pl.DataType]) -> pl.Expr:
         """Rows of a quarantine that hold the id as a word; nobody can tell which field of a bad row is the user's."""
-        words = rf"(^|[^\w]){re.escape(self.user_id)}($|[^\w])"
+        in_json = {json.dumps(self.user_id, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+        written = in_json | {self.user_id, self.user_id.replace('"', '""')}
+        words = rf"(^|[^\w])({'|'.join(map(re.escape, sorted(written)))})($|[^\w])"
         holds = pl.col(Columns.RAW).str.contains(words).fill_null(False)
         return holds & (pl.col(TABLE).cast(pl.String) != ITEMS) if TABLE in names else holds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
 from llmrec_ray.artifact import Artifact, ArtifactKind, Workspace, file_names
@@ -56,7 +57,8 @@ class Releases:
     def delete(self, uris: Sequence[str]) -> list[str]:
         """Delete Releases and the changes to their items; nothing can be rolled back to them."""
         if uris:
-            withdraw(current_uri(self._workspace), uris)
+            with contextlib.suppress(ArtifactNotFoundError):  # a first one that was never pointed at
+                withdraw(current_uri(self._workspace), uris)
         return [place for uri in uris for place in (uri, _changes(uri)) if remove(place)]
 
     def _publish(self, before: Release, replaced: Mapping[str, Artifact]) -> Release:

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ from llmrec_ray.events import (
     forget_in_folder,
     users_in,
 )
-from llmrec_ray.forget.endpoints import await_switch
+from llmrec_ray.forget.endpoints import await_switch, check_urls
 from llmrec_ray.forget.left import event_files, rows_left
 from llmrec_ray.forget.person import Person
 from llmrec_ray.forget.releases import Releases
 from llmrec_ray.forget.rest import clear_runs, clear_staged, latest_uris, move_pointers
-from llmrec_ray.forget.storage import opened, remove
+from llmrec_ray.forget.storage import exists, opened, remove
 from llmrec_ray.forget.successors import Successors, artifacts_in, holds
 from llmrec_ray.forgotten import Tombstones, forgotten_in, forgotten_uri, remember
 
@@ -73,9 +74,10 @@ def forget(
 
     raw_folder stands for {raw} in the recipe's paths; files there are the owner's, and only looked at. endpoints: URLs
     of endpoints that serve this workspace, which are waited for before what they served is deleted. Can be repeated,
-    and is, after a run that was stopped. Raises DataError when nothing names the person, ArtifactError and
-    EventLogError when something could not be done.
+    and is, after a run that was stopped. Raises ConfigError for an endpoint that is no URL, DataError when nothing
+    names the person, ArtifactError and EventLogError when something could not be done.
     """
+    check_urls(endpoints)
     return _Run(recipe, user_id, workspace, raw_folder).run(endpoints)
 
 
@@ -131,7 +133,8 @@ class _Run:
         staged = clear_staged(self._workspace, self._recipe.data.scratch)
         deleted = [*clear_runs(self._workspace, gone), *staged, *self._releases.delete(releases)]
         for artifact in reversed(outdated):
-            remove_artifact(artifact)
+            if exists(artifact.uri):  # not gone under another spelling of its place
+                remove_artifact(artifact)
             remove(str(cache_folder() / "artifacts" / f"{artifact.manifest.kind}-{artifact.id}"))
             deleted.append(artifact.uri)
         return deleted
@@ -155,26 +158,24 @@ class _Events:
         only = Tombstones().with_user(self._user_id, done=False)
         local = pafs.LocalFileSystem()
         logs = [(local, str(file)) for folder in self._folders for file in (folder / "log").glob("*.jsonl")]
-        redis = self._redis()
-        try:
-            return any(users_in(*file, only) for file in [*self._files, *logs]) or (
-                redis is not None and redis.holds(self._user_id)
-            )
-        except RedisDownError as error:
-            raise self._unreached(error) from error
+        for filesystem, path in [*self._files, *logs]:
+            with _readable(path):
+                if users_in(filesystem, path, only):
+                    return True
+        with self._redis() as redis:
+            return redis is not None and redis.holds(self._user_id)
 
     def forget(self, tombstones: Tombstones) -> int:
         """Remove the person, and whoever was forgotten before; how many lines there were. Raises EventLogError."""
-        redis = self._redis()
         lines = sum(
             forget_in_folder(folder, tombstones, None, [self._user_id], anew=True) for folder in self._folders
         )
-        lines += sum(len(forget_in_file(filesystem, path, tombstones)) for filesystem, path in self._files)
-        try:
+        for filesystem, path in self._files:
+            with _readable(path):
+                lines += len(forget_in_file(filesystem, path, tombstones))
+        with self._redis() as redis:
             if redis is not None:
                 redis.forget([self._user_id])
-        except RedisDownError as error:
-            raise self._unreached(error) from error
         return lines
 
     def packed_sizes(self) -> dict[str, int]:
@@ -185,14 +186,32 @@ class _Events:
         log = None if self._folder is None else self._folder / "log"
         return event_files(self._data, self._raw_folder, log)
 
-    def _redis(self) -> RedisView | None:
-        return None if self._redis_url is None else RedisView(self._redis_url, max_history=1, timeout_s=5.0)
+    @contextlib.contextmanager
+    def _redis(self) -> Iterator[RedisView | None]:
+        """The Redis of the endpoint, if it has one. Raises EventLogError when it cannot be reached."""
+        if self._redis_url is None:
+            yield None
+            return
+        with contextlib.closing(RedisView(self._redis_url, max_history=1, timeout_s=5.0)) as redis:
+            try:
+                yield redis
+            except RedisDownError as error:
+                raise EventLogError(
+                    f"The events of {self._user_id!r} in Redis cannot be removed now ({error}): run the same command "
+                    "again when it is back."
+                ) from error
 
-    def _unreached(self, error: Exception) -> EventLogError:
-        return EventLogError(
-            f"The events of {self._user_id!r} in Redis cannot be removed now ({error}): run the same command again "
-            "when it is back."
-        )
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Within it an error of a file of events names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise EventLogError(
+            f"The events in {path} cannot be looked at or removed ({error}): restore the file, or take it out of "
+            "data.feedback, and run the same command again."
+        ) from error
 
 
 def _is_live(filesystem: pafs.FileSystem, path: str) -> bool:

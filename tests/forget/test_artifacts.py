@@ -27,10 +27,11 @@ from llmrec_ray.errors import (
 )
 from llmrec_ray.evaluate import evaluate
 from llmrec_ray.forget import Forgotten, forget
+from llmrec_ray.forget.person import Person
 from llmrec_ray.forgotten import Tombstones, forgotten_in
 from llmrec_ray.recommend import Pipeline, Request
-from llmrec_ray.release import current_uri, load_release, rollback
-from tests.forget.person import WHO, answers, run
+from llmrec_ray.release import current_uri, load_release, publish, rollback
+from tests.forget.person import WHO, answers, run, write_log
 from tests.killed_ingest import forge
 from tests.searching import found_in
 from tests.tiny_release import publish_tiny_release
@@ -98,6 +99,47 @@ def test_there_is_no_way_back_to_a_release_that_holds_the_person(recipe, workspa
     with pytest.raises(ArtifactNotFoundError, match="has never pointed at another Release"):
         rollback(workspace)
     assert len(file_names(workspace.root("release"))) == 2  # the new one and the pointer
+
+
+def test_a_release_that_was_never_pointed_at_goes_too(recipe, workspace, release):
+    (Path(workspace.uri) / "releases" / "current.json").unlink()
+    forgotten = run(recipe, workspace)
+    assert forgotten.release is None
+    assert f"{workspace.root('release')}/{release.id}.json" in forgotten.deleted
+    assert found_in(Path(workspace.uri), WHO) == []
+
+
+def test_artifacts_that_a_release_names_in_another_spelling_are_deleted_once(recipe, workspace, release):
+    parts = {f"{kind}_uri": f"file://{getattr(release, kind).uri}" for kind in ("dataset", "bundle", "index")}
+    publish(workspace, name="other", policy=release.policy, **parts)
+    forgotten = run(recipe, workspace)
+    assert forgotten.release == load_release(current_uri(workspace)).id != release.id
+    assert found_in(Path(workspace.uri), WHO) == []
+
+
+@pytest.mark.parametrize("who", ['who "4711"', "4711,4712", "4711|4712", "Ω'4711"])
+def test_a_bad_row_is_known_as_the_persons_however_it_writes_their_id(tmp_path, tiny_encoder, workspace, recipe, who):
+    write_log(tmp_path, u006=who)
+    ingest(recipe, tmp_path / "raw", workspace)
+    run(recipe, workspace, who)
+    ingest(recipe, tmp_path / "raw", workspace)
+    for kind in ("dataset", "log"):
+        for file in Path(workspace.root(kind)).rglob("quarantine.parquet"):
+            assert sorted(pl.read_parquet(file)["raw"].to_list()) == ["forgotten", 'u001,i001,""']
+
+
+def test_a_row_of_json_is_known_as_the_persons_however_it_is_escaped():
+    names = ['Ω"x', "a\\b", "plain"]
+    tombstones = Tombstones()
+    for name in names:
+        tombstones = tombstones.with_user(name, done=True)
+    rows = [json.dumps({"u": name}, ensure_ascii=is_ascii) for name in names for is_ascii in (True, False)]
+    assert tombstones.without_mentions(pl.Series([*rows, "other"])).to_list() == ["forgotten"] * 6 + ["other"]
+    for name in names:
+        theirs = Person(name)._may_be_theirs({})
+        assert pl.DataFrame({"raw": rows}).select(theirs).to_series().to_list() == [
+            json.loads(row)["u"] == name for row in rows
+        ]
 
 
 def test_the_tombstone_knows_the_person_and_names_nobody(recipe, workspace, release):

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from llmrec_ray.artifact import Workspace
 from llmrec_ray.changes import ChangeLog, RemovedItem
 from llmrec_ray.config import ApiKey, FollowConfig
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ArtifactError
+from llmrec_ray.errors import ArtifactError, ConfigError
 from llmrec_ray.events import EventLog, EventStore
 from llmrec_ray.forget import endpoints, forget
 from llmrec_ray.forgotten import forgotten_in, forgotten_uri, remember
@@ -84,12 +85,28 @@ def test_the_list_lies_in_the_workspace_of_a_release_or_beside_it():
 def test_the_files_of_a_release_stay_as_long_as_an_endpoint_answers_with_it(recipe, workspace, release, monkeypatch):
     monkeypatch.setattr(endpoints, "SWITCH_TIMEOUT_S", 0.2)
     with stuck_at(release.id) as url:
-        message = f"{url} still answers with release {release.id} after 0 s, so its files were not deleted"
+        message = f"{url} still answers with release {release.id} after 0 s, so files of earlier Releases"
         with pytest.raises(ArtifactError, match=re.escape(message)):
             forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url])
     assert Dataset.open(release.dataset.uri).users.row(WHO) >= 0
     run(recipe, workspace)
     assert found_in(Path(workspace.uri), WHO) == []
+
+
+def test_files_stay_as_long_as_an_endpoint_is_too_slow_to_say_what_it_serves(recipe, workspace, release, monkeypatch):
+    monkeypatch.setattr(endpoints, "SWITCH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(endpoints, "ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ArtifactError, match=rf"{url} gives no answer after 0 s, .* name with --endpoint where"):
+            forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url])
+    assert Dataset.open(release.dataset.uri).users.row(WHO) >= 0
+
+
+def test_an_endpoint_that_is_no_url_is_refused_before_anything_is_changed(recipe, workspace, release):
+    with pytest.raises(ConfigError, match="'localhost:8000' is no URL of an endpoint: write it as http://host:port"):
+        forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=["localhost:8000"])
+    assert len(forgotten_in(workspace)) == 0
 
 
 @contextlib.contextmanager

@@ -121,6 +121,21 @@ def test_a_damaged_list_of_forgotten_people_is_told_of_and_takes_no_events(works
             store.record([event("b", "u001")])
 
 
+def test_an_archive_is_looked_at_though_another_is_missing(fed, workspace, tmp_path, caplog):
+    data = fed.data.model_copy(update={"feedback": (str(tmp_path / "nowhere"), *fed.data.feedback)})
+    assert run(fed.model_copy(update={"data": data}), workspace).event_lines == 3
+    assert found_in(tmp_path / "archive", WHO) == []
+    assert f"Input files cannot be looked at: No event log (*.jsonl) matches {tmp_path / 'nowhere'}" in caplog.text
+
+
+def test_an_archive_that_is_cut_off_is_named(fed, workspace, tmp_path):
+    [file] = (tmp_path / "archive").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    message = rf"The events in {file} cannot be looked at or removed \(.*\): restore the file, or take it out of"
+    with pytest.raises(EventLogError, match=message):
+        run(fed, workspace)
+
+
 def test_a_line_that_is_being_written_while_others_are_removed_stays(tmp_path, monkeypatch):
     log = EventLog(tmp_path / "log")
     log.append([event("a", WHO), event("b", "u001")])
