@@ -190,6 +190,25 @@ def test_a_dataset_of_a_version_that_kept_no_log_cannot_be_extended(tmp_path, mo
     )
 
 
+def test_a_dataset_whose_log_is_gone_cannot_be_extended(tmp_path):
+    write_day(tmp_path, 0, MONDAY)
+    first = made(tmp_path)
+    shutil.rmtree(tmp_path / "work" / "logs")
+    with pytest.raises(DataError) as gone:
+        made(tmp_path, extend=True)
+    assert str(gone.value).startswith(f"A log that the Dataset {first.id} was made of is gone (There is no artifact ")
+    assert str(gone.value).endswith("): restore it, or ingest everything again without --extend.")
+
+
+def test_a_day_without_rows_is_no_error(tmp_path):
+    write_day(tmp_path, 0, MONDAY)
+    first = made(tmp_path)
+    write_day(tmp_path, 1, [])
+    second = made(tmp_path, extend=True)
+    assert (len(second.log_ids), second.artifact.manifest.metrics["rows_read"]) == (2, 10)
+    assert events_of(second) == events_of(first)
+
+
 def click(log: EventLog, user: str, *items: str) -> None:
     log.append([
         Event(event_id=f"{user} {item}", user_id=user, item_id=item, timestamp=2_000_000 + n)

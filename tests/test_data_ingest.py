@@ -270,7 +270,7 @@ def test_an_empty_result_says_which_filter_took_how_many(tmp_path):
     assert str(empty.value) == (
         "No event is left of 48 rows: 0 were quarantined, the filters dropped repeated_pair 0, rare_user 48, "
         "rare_item 0. Lower data.interactions.min_value, data.min_user_interactions or "
-        "data.min_item_interactions, or give more rows."
+        "data.min_item_interactions, widen data.window, or give more rows."
     )
     assert not (tmp_path / "work").exists()
 

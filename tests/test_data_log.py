@@ -103,3 +103,23 @@ def test_a_long_bad_row_is_cut_in_the_message(tmp_path):
         made(tmp_path, recipe_of(CSV, max_bad_ratio=0.0))
     assert f"log.csv record 10 is ',{'x' * 299}…' (too_few_fields)" in str(refusal.value)
     assert len(str(refusal.value)) < 1_000
+
+
+def test_a_file_may_be_called_like_a_log(tmp_path):
+    write_log(tmp_path)
+    for name in ("log 1", "log 2"):
+        (tmp_path / name).write_bytes((tmp_path / "log.csv").read_bytes())
+    first = made(tmp_path, recipe_of({**CSV, "paths": ["{raw}/log*1", "{raw}/log*2"]}))
+    assert len(first.log_ids) == 1
+    every = {**CSV, "paths": ["{raw}/log*1", "{raw}/log*2", "{raw}/log.csv"]}
+    assert len(made(tmp_path, recipe_of(every), extend=True).log_ids) == 2
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    write_log(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "raw", recipe_of({**CSV, "paths": ["log.csv"]}))
+    write_log(tmp_path / "raw")
+    both = recipe_of({**CSV, "paths": ["log.csv", "{raw}/log.csv"]})
+    assert made(tmp_path / "raw", both, extend=True).artifact.manifest.metrics["rows_read"] == 18

@@ -73,7 +73,7 @@ def test_a_glob_that_only_folders_fit_means_their_files(raw):
 def test_a_relative_path_is_found_from_here_and_read_from_anywhere(raw, monkeypatch):
     monkeypatch.chdir(raw)
     source = log_file("2023/z.csv")
-    assert (source.uri, source.name, source.size_bytes) == (f"{raw}/2023/z.csv", "2023/z.csv", len("2023/z.csv"))
+    assert (source.uri, source.name, source.size_bytes) == (f"{raw}/2023/z.csv", "./2023/z.csv", len("2023/z.csv"))
 
 
 def test_a_packed_file_is_unpacked(raw):
@@ -82,6 +82,17 @@ def test_a_packed_file_is_unpacked(raw):
     assert source.is_compressed
     assert content(source) == b"a,b"
     assert b"".join(source.stored_bytes(0, 2)) == b"\x1f\x8b"
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    write(tmp_path / "run[1]" / "a[b].csv", "x")
+    assert names(tmp_path / "run[1]", "{raw}/a[b].csv") == ["a[b].csv"]
+    assert names(tmp_path / "run[1]", "{raw}") == ["a[b].csv"]
+
+
+def test_links_in_circles_lead_to_each_file_once(raw):
+    (raw / "2023" / "again").symlink_to(raw / "2023")
+    assert names(raw, "{raw}/2023") == ["2023/deep/y.csv", "2023/z.csv"]
 
 
 def test_uris_work_like_paths(raw):

@@ -24,6 +24,7 @@ from llmrec_ray.vocab import Vocabulary
 __all__ = ["Dataset"]
 
 HeldOut: TypeAlias = Literal["validation", "test"]
+ID_DIGITS = 16
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -75,7 +76,7 @@ class Dataset:
     def log_ids(self) -> list[str]:
         """Ids of the Logs it was made from, oldest first; none in a Dataset of a version that kept none."""
         parents = self.artifact.manifest.parents
-        numbers = itertools.takewhile(lambda number: f"log {number}" in parents, itertools.count(1))
+        numbers = itertools.takewhile(lambda number: _is_id(parents.get(f"log {number}")), itertools.count(1))
         return [parents[f"log {number}"] for number in numbers]
 
     @cached_property
@@ -236,6 +237,11 @@ class Dataset:
     @cached_property
     def _item_texts(self) -> pl.DataFrame:
         return pl.read_parquet(self.artifact.path / "item_texts.parquet")
+
+
+def _is_id(parent: str | None) -> bool:
+    """Whether a parent is an artifact, and not a file, whose digest is longer."""
+    return parent is not None and len(parent) == ID_DIGITS
 
 
 def _seconds(events: pl.DataFrame) -> IntArray:

@@ -43,7 +43,13 @@ def plan_extension(sources: Sequence[SourceFile], data: DataConfig, workspace: W
         dataset = Dataset.open(workspace.latest("dataset", made_by="ingest"), verify=False)
     except ArtifactNotFoundError:
         return Extension(list(sources))
-    logs = [Log.open(f"{workspace.root('log')}/log-{log_id}", verify=False) for log_id in dataset.log_ids]
+    try:
+        logs = [Log.open(f"{workspace.root('log')}/log-{log_id}", verify=False) for log_id in dataset.log_ids]
+    except ArtifactNotFoundError as error:
+        raise DataError(
+            f"A log that the Dataset {dataset.id} was made of is gone ({error}): restore it, or ingest everything "
+            "again without --extend."
+        ) from None
     if not logs:
         raise DataError(
             f"The Dataset {dataset.id} was made by an earlier version, which kept no log to extend: ingest once "

@@ -124,6 +124,7 @@ class _Ingest:
         return parse_log(
             pieces, self.extension.sources, self.data, self.scratch, self.spread,
             starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
+            may_be_empty=bool(self.extension.logs),
         )
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
@@ -157,7 +158,7 @@ class _Result:
         ids = {f"log {number}": log.artifact.id for number, log in enumerate(logs, start=1)}
         return create_artifact(
             workspace.root("dataset"), "dataset", partial(self._write, logs=logs),
-            config={"data": _kept(self.data)}, parents=ids | digests, metrics=self._metrics(),
+            config={"data": _kept(self.data)}, parents=digests | ids, metrics=self._metrics(),
         )
 
     def _metrics(self) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def _check_anything_left(law: dict[str, Any]) -> None:
         raise EmptyResultError(
             f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the "
             f"filters dropped {in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
-            "data.min_user_interactions or data.min_item_interactions, or give more rows."
+            "data.min_user_interactions or data.min_item_interactions, widen data.window, or give more rows."
         )
 
 

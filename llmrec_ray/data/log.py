@@ -190,15 +190,17 @@ class NewLog:
 def parse_log(
     pieces: Sequence[Piece], sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
     starts: Mapping[str, int] = NO_STARTS, splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
+    may_be_empty: bool = False,
 ) -> NewLog:
     """Parse pieces of the files of a log, which begin at `starts` as `cut_pieces` was told; `splitters` are where to
-    cut ranges, chosen when there are none.
+    cut ranges, chosen when there are none. One that follows others may be empty.
 
     Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
     """
     splitters = _splitters(pieces, forgotten) if splitters is None else list(splitters)
     parsed = parse_files(pieces, scratch / "log", spread, splitters, forgotten)
-    check_quarantine(parsed, sources, data)
+    if parsed.rows or not may_be_empty:
+        check_quarantine(parsed, sources, data)
     metrics = {
         "rows_read": parsed.rows, "rows_valid": parsed.valid, "rows_quarantined": parsed.quarantined,
         "rows_quarantined_by_reason": dict(sorted(parsed.reasons.items())),

@@ -7,6 +7,7 @@ use `*` and `[...]` in any part of a path, and `**` for any number of folders. K
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -194,8 +195,8 @@ def _is_event_file(uri: str) -> bool:
 def _matches(pattern: str) -> list[_Match]:
     """A file; all files of a folder; or what fits a glob, files before folders."""
     filesystem, path = _filesystem(pattern)
-    if not GLOB & set(path):
-        info = filesystem.get_file_info(path)
+    info = filesystem.get_file_info(path)
+    if not GLOB & set(path) or info.type != pafs.FileType.NotFound:  # a name may have brackets
         files = [info] if info.type == pafs.FileType.File else _files_below(filesystem, path)
     else:
         parts = PurePosixPath(path).parts
@@ -203,7 +204,15 @@ def _matches(pattern: str) -> list[_Match]:
         below = _files_below(filesystem, root, hidden=True)
         files = [info for info in below if _fits(PurePosixPath(info.path).parts, parts)]
         files = files or [info for info in below if _lies_in(info.path, root, parts)]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        files = _once(files)
     return sorted((_Match(_uri(info.path, pattern, path), info.size) for info in files), key=lambda match: match.uri)
+
+
+def _once(files: Sequence[pafs.FileInfo]) -> list[pafs.FileInfo]:
+    """A file that links lead to by several paths, even in circles, only by the shortest."""
+    ordered = sorted(files, key=lambda info: (info.path.count("/"), info.path), reverse=True)
+    return list({os.path.realpath(info.path): info for info in ordered}.values())
 
 
 def _files_below(filesystem: pafs.FileSystem, folder: str, *, hidden: bool = False) -> list[pafs.FileInfo]:
@@ -256,10 +265,11 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _name(uri: str, raw_folder: Path) -> str:
-    """Short, the same wherever the workspace is, and without the keys or options a URI may carry."""
+    """Short, the same wherever the workspace is, another for every file, and without the keys or options a URI may
+    carry: a file of the raw folder by its place there, one of the working directory as ./file."""
     if "://" in uri:
         return re.sub(r"://[^/@]*@", "://", uri.partition("?")[0])
-    for folder in (raw_folder, Path.cwd()):
+    for folder, prefix in ((raw_folder, ""), (Path.cwd(), "./")):
         if uri.startswith(f"{folder}/"):
-            return uri.removeprefix(f"{folder}/")
+            return prefix + uri.removeprefix(f"{folder}/")
     return uri
