@@ -8,9 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Event"]
+__all__ = ["Event", "Id"]
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+"""In the outside world."""
 YEAR_2200 = 7_258_118_400  # beyond it `ingest` refuses the row too: the time is not in seconds
 DIGEST_BYTES = 16
 

@@ -25,6 +25,7 @@ from llmrec_ray.changes import NewItem
 from llmrec_ray.config import ApiKey
 from llmrec_ray.errors import EventLogError, RequestError
 from llmrec_ray.events import Event, EventStore
+from llmrec_ray.events.event import Id
 from llmrec_ray.recommend import Request, Resolver, Response, SimilarResponse
 from llmrec_ray.recommend.popular import PopularItems
 from llmrec_ray.recommend.snapshot import Snapshot
@@ -264,7 +265,8 @@ class Ingress:
             accepted = await asyncio.to_thread(self._events.record, events)
         except EventLogError as error:
             raise unavailable(error, "The events could not be written, so none is kept: send them again.") from error
-        forgotten = sum(self._events.is_forgotten(event.user_id) for event in events)
+        unwanted = sum(self._events.is_forgotten(event.user_id) for event in events)
+        forgotten = min(unwanted, len(events) - accepted)  # who was kept may be forgotten by now
         snapshot_id, serving = self._held.active
         note(release=snapshot_id)
         return EventsResponse(
@@ -292,7 +294,7 @@ class Ingress:
         return ItemsResponse(release=snapshot_id, items=len(request.item_ids), request_id=request_id())
 
     @app.delete("/v1/admin/users/{user_id:path}", **admin)
-    async def forget_user(self, user_id: str) -> ForgottenResponse:
+    async def forget_user(self, user_id: Id) -> ForgottenResponse:
         """Forget a person: their events go, new ones are not kept, and they are answered as somebody unknown. What
         training made of them goes with `llmrec forget`, which replaces the Release."""
         try:

@@ -65,7 +65,9 @@ def test_an_administrator_can_have_a_running_endpoint_forget_at_once(workspace, 
         assert http.get("/v1/users", params={"prefix": "person"}).json() == []
         assert found_in(workspace.local_folder("events"), WHO) == []
         assert http.delete(f"/v1/admin/users/{WHO}").json()["events"] == 0
+        assert [http.delete(f"/v1/admin/users/{id_}").status_code for id_ in ("", "x" * 257)] == [422, 422]
     assert WHO in forgotten_in(workspace)
+    assert len(forgotten_in(workspace)) == 1
 
 
 def test_whoever_was_forgotten_while_an_endpoint_was_down_is_gone_when_it_answers(recipe, workspace, release):
