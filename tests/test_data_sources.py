@@ -91,8 +91,9 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path):
 
 
 def test_links_in_circles_lead_to_each_file_once(raw):
+    before = names(raw, "{raw}/2023")
     (raw / "2023" / "again").symlink_to(raw / "2023")
-    assert names(raw, "{raw}/2023") == ["2023/deep/y.csv", "2023/z.csv"]
+    assert names(raw, "{raw}/2023") == before
 
 
 def test_uris_work_like_paths(raw):

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from polars import selectors
 
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder, create_artifact
 from llmrec_ray.config import DataConfig, Recipe, TableConfig
@@ -216,13 +215,8 @@ def _frames(parsed: ParsedFiles) -> list[tuple[TableConfig, pl.DataFrame]]:
     frames: dict[int, tuple[TableConfig, list[pl.DataFrame]]] = {}
     for source, path in parsed.good:
         assert isinstance(source.config, TableConfig)
-        frames.setdefault(id(source.config), (source.config, []))[1].append(_with_times_as_text(pl.read_ipc(path)))
+        frames.setdefault(id(source.config), (source.config, []))[1].append(pl.read_ipc(path))
     return [(config, pl.concat(parts, how="diagonal_relaxed")) for config, parts in frames.values()]
-
-
-def _with_times_as_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """So that what is a date in one file and a number in another does not become the number of a day."""
-    return frame.with_columns(selectors.temporal().cast(pl.String))
 
 
 def _new_items(

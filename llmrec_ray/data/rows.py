@@ -20,19 +20,13 @@ def number_ids(runs: Sequence[pl.Series], earlier: pl.Series) -> tuple[pl.Series
     runs: ids, distinct and sorted, all of a run before all of the next. earlier: ids that have the rows 0, 1, 2, …
     already; they keep them whether they are found or not.
     """
+    ids = pl.concat([pl.Series(ID, [], dtype=pl.String), *(run.alias(ID) for run in runs)])
     rows_before = pl.int_range(len(earlier), eager=True)
     known = pl.DataFrame({ID: earlier, ROW: rows_before}, schema={ID: pl.String, ROW: pl.Int64})
-    ids, rows = [known[ID]], []
-    next_row = len(known)
-    for run in runs:
-        if len(known):
-            found = pl.DataFrame({ID: run}).join(known, on=ID, how="left", maintain_order="left")[ROW]
-        else:
-            found = pl.repeat(None, len(run), dtype=pl.Int64, eager=True)
-        new = found.is_null().to_numpy()
-        numbers = found.fill_null(0).to_numpy().copy()
-        numbers[new] = np.arange(next_row, next_row + int(new.sum()))
-        next_row += int(new.sum())
-        ids.append(run.filter(pl.Series(new)))
-        rows.append(numbers)
-    return pl.concat([series.alias(ID) for series in ids]), rows
+    found = ids.to_frame().join(known, on=ID, how="left", maintain_order="left")[ROW]
+    new = found.is_null()
+    rows = found.fill_null(0).to_numpy().copy()
+    rows[new.to_numpy()] = np.arange(len(known), len(known) + int(new.sum()))
+    ends = np.cumsum([len(run) for run in runs])
+    of_runs = [rows[end - len(run) : end] for run, end in zip(runs, ends, strict=True)]
+    return pl.concat([known[ID], ids.filter(new)]), of_runs
