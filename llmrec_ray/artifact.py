@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -381,9 +382,11 @@ def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterat
 def _marked_as_in_use(folder: Path) -> Iterator[None]:
     """Hold a locked file beside a folder, which the system unlocks when this process is killed."""
     mark = folder.with_name(f"{folder.name}{IN_USE}")
-    with mark.open("w+") as handle:  # NFS wants both for a lock that is shared
-        with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    with contextlib.ExitStack() as held:
+        while not mark.exists():  # somebody who clears up may find it before it is locked
+            handle = held.enter_context(mark.open("w+"))  # NFS shares a lock only with those who may read and write
+            with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
+                fcntl.flock(handle, fcntl.LOCK_SH)
         try:
             yield
         finally:
@@ -392,10 +395,10 @@ def _marked_as_in_use(folder: Path) -> Iterator[None]:
 
 def _remove_abandoned(parent: Path, name: str) -> None:
     """Remove the temporary folders of processes that were killed."""
-    for mark in parent.glob(f".{name}-*{IN_USE}"):
+    for mark in parent.glob(f".{glob.escape(name)}-*{IN_USE}"):
         with contextlib.suppress(OSError), mark.open("r+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for folder in parent.glob(f"{mark.name.removesuffix(IN_USE)}*"):
+            for folder in parent.glob(f"{glob.escape(mark.name.removesuffix(IN_USE))}*"):
                 shutil.rmtree(folder, ignore_errors=True)
             mark.unlink()
 

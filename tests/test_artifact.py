@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,7 +14,14 @@ import pytest
 from pyarrow import fs as pafs
 
 from llmrec_ray import artifact as module
-from llmrec_ray.artifact import Workspace, create_artifact, open_artifact, read_json, write_json_atomic
+from llmrec_ray.artifact import (
+    Workspace,
+    create_artifact,
+    open_artifact,
+    read_json,
+    temporary_folder,
+    write_json_atomic,
+)
 from llmrec_ray.errors import (
     ArtifactError,
     ArtifactMismatchError,
@@ -279,3 +287,22 @@ def test_json_is_replaced_whole(tmp_path):
 def test_a_uri_nobody_understands_is_an_error_for_people():
     with pytest.raises(ArtifactError, match=r"^The URI nowhere://x cannot be used: Unrecognized filesystem"):
         open_artifact("nowhere://x", "dataset")
+
+
+def test_a_mark_that_is_cleared_up_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, cleared = fcntl.flock, list[Path]()
+
+    def too_late(handle, how: int) -> None:
+        cleared.extend([] if cleared else tmp_path.glob("*.in-use"))
+        assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR, "NFS refuses the lock"
+        for mark in cleared:
+            mark.unlink(missing_ok=True)
+        monkeypatch.setattr(fcntl, "flock", lock)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with temporary_folder(tmp_path, "x[1]", what="x") as folder:
+        assert cleared == [folder.with_name(f"{folder.name}.in-use")]
+        with temporary_folder(tmp_path, "x[1]", what="x"):
+            assert folder.exists()
+    assert list(tmp_path.iterdir()) == []

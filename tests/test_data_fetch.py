@@ -278,9 +278,9 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_the_next_does_not_put_right(
     raw = tmp_path / "runs" / "raw"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(given), str(raw)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "about to put in place\n"
-    fetch_beside_it = module._staging_name(raw, process.pid)
-    module._clear_up_after_the_dead(raw)
-    assert [path.name for path in raw.parent.iterdir()] == [fetch_beside_it], "who lives is left alone"
+    beside_it = {path.name for path in raw.parent.iterdir()}
+    with module._staging(raw):
+        assert beside_it < {path.name for path in raw.parent.iterdir()}, "who lives is left alone"
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()

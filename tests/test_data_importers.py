@@ -373,3 +373,5 @@ def test_the_command_writes_the_recipe_once_and_says_what_comes_next(tmp_path, c
     assert load_recipe(config="films.yaml").workspace == "runs/films"
     assert run(["data", "import", "movielens", "ml-32m", "--out", "nowhere/films.yaml"]) == 2
     assert "nowhere/films.yaml cannot be written ([Errno 2]" in capsys.readouterr().err
+    assert run(["data", "import", "movielens", "ml-32m", "--out", "."]) == 2
+    assert ". cannot be written ([Errno 21] Is a directory: '.'): name another file" in capsys.readouterr().err

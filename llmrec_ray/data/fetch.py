@@ -8,15 +8,11 @@ repository.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import http.client
 import io
 import json
-import os
-import platform
 import re
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -26,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from llmrec_ray.artifact import saving
+from llmrec_ray.artifact import temporary_folder
 from llmrec_ray.data.importers.movielens import GENRES
 from llmrec_ray.errors import ArtifactError, MissingInputError
 
@@ -47,7 +43,6 @@ WHEEL_SHA256 = {
 }
 FILES = ("interactions.tsv", "items.tsv", "users.tsv")
 RECEIPT = "fetched.json"
-STAGING = ".{folder}.fetching-{host}-{pid}"
 RATINGS = "user_id item_id rating timestamp"
 ITEMS = "item_id title year genres"
 USERS = "user_id age gender occupation"
@@ -66,7 +61,6 @@ def fetch(name: str, raw_folder: Path) -> Path:
         raise MissingInputError(f"There is no public data set {name!r}: choose 'movielens-100k'.")
     if _is_complete(raw_folder):
         return raw_folder
-    _clear_up_after_the_dead(raw_folder)
     with _staging(raw_folder) as staging:
         readers = {"grouplens.org": _from_grouplens, "recbole wheel": lambda: _from_wheel(staging / "wheel")}
         source, tables = _first_that_works(readers)
@@ -198,42 +192,17 @@ def _tsv(header: str, rows: list[list[str]]) -> str:
     return "".join("\t".join(row) + "\n" for row in [header.split(), *rows])
 
 
-def _clear_up_after_the_dead(raw_folder: Path) -> None:
-    prefix = _staging_name(raw_folder, pid="")
-    for staging in raw_folder.absolute().parent.glob(glob.escape(prefix) + "*"):
-        pid = staging.name.removeprefix(prefix)
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _staging_name(raw_folder: Path, pid: int | str) -> str:
-    return STAGING.format(folder=raw_folder.absolute().name, host=platform.node(), pid=pid)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 @contextlib.contextmanager
 def _staging(raw_folder: Path) -> Iterator[Path]:
     """A folder beside the raw one, on the same disk, until the end of the block; folders made for it go too."""
     parent = raw_folder.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    staging = parent / _staging_name(raw_folder, os.getpid())
     try:
-        with saving(raw_folder.name, parent):
-            staging.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(parent, f"{raw_folder.absolute().name}.fetching", what=raw_folder.name) as staging:
             yield staging
     except OSError as error:
         raise ArtifactError(f"{raw_folder} cannot be written ({error}): set workspace to a folder that can.") from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty once the data is there
             for folder in made:
                 folder.rmdir()

@@ -76,9 +76,9 @@ class _Plain(yaml.SafeDumper):
 
 def _write(path: Path, text: str) -> None:
     payload = text.encode()
-    if path.exists() and path.read_bytes() != payload:
-        raise ConfigError(f"{path} is there already: name another file with --out, or delete it.")
     try:
+        if path.exists() and path.read_bytes() != payload:
+            raise ConfigError(f"{path} is there already: name another file with --out, or delete it.")
         with saving(path.name, path.parent):
             path.write_bytes(payload)
     except OSError as error:
