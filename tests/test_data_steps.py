@@ -1,7 +1,11 @@
-"""Steps of ingest that run again, since a machine was lost before it answered; and the folder that they share."""
+"""Steps of ingest that run again, since a machine was lost before it answered, or on machines with other cores; and the
+folder that they share."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +54,37 @@ def test_steps_that_run_again_give_the_same_dataset(tmp_path: Path, monkeypatch:
     assert again.manifest.metrics["rows_kept"] == 9
     assert again.manifest.metrics["rows_dropped_by_filter"]["rare_item"] > 4
     assert (again.id, again.manifest.metrics) == (once.id, once.manifest.metrics)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+import polars as pl
+from llmrec_ray.artifact import Workspace
+from llmrec_ray.config import validate_recipe
+from llmrec_ray.data import ingest, log
+log.RANGE_ROWS = 100_000
+folder = Path(sys.argv[1])
+generator, n = np.random.default_rng(0), 300_000
+users, items = (pl.Series(generator.integers(0, most, n)) for most in (5_000, 9_000))
+frame = pl.DataFrame({"user_id": users.cast(str), "item_id": items, "timestamp": range(n)})
+frame.write_parquet(folder / "log.parquet")
+data = {"interactions": {"paths": ["{raw}/log.parquet"]}, "cooccurrence": {}}
+recipe = validate_recipe({"name": "cores", "data": data, "fusion": {"item_vector": "id"}}, "the recipe")
+print(ingest(recipe, folder, Workspace(str(folder / "work"))).id)
+"""
+
+
+def id_made_with(threads: int, folder: Path) -> str:
+    folder.mkdir()
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    environment = {**os.environ, "POLARS_MAX_THREADS": str(threads)}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_cores_of_a_machine_cannot_be_seen_in_the_bytes(tmp_path: Path):
+    assert id_made_with(1, tmp_path / "one") == id_made_with(8, tmp_path / "eight")
 
 
 @pytest.mark.parametrize(

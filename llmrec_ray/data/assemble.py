@@ -23,6 +23,7 @@ import polars as pl
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
 from llmrec_ray.data.encoded import EncodedRange, encode_range, finish_range, found_items, peel_range
+from llmrec_ray.data.files import write_parquet
 from llmrec_ray.data.kcore import ItemCounts
 from llmrec_ray.data.log import LoggedEvents, common_splitters
 from llmrec_ray.data.parts import FIRST, NumberedRange, PartPlan, part_events, plan_parts
@@ -206,7 +207,7 @@ class _Writer:
         marked = self.splits.mark(part_events(plan, self.item_rows))
         name = f"part-{plan.number:05}"
         ordered = marked.select(*FIRST, Columns.SPLIT, pl.exclude(*FIRST, Columns.SPLIT))
-        ordered.write_parquet(self.folder / "interactions" / f"{name}.parquet")
+        write_parquet(ordered, self.folder / "interactions" / f"{name}.parquet")
         part_popularity(marked, self.data.popularity_days).write_ipc(self.scratch / "popularity" / f"{name}.arrow")
         if self.data.cooccurrence is not None:
             write_pairs(marked, self.data.cooccurrence.within, self.item_starts, self.scratch / "pairs", name)
@@ -220,7 +221,7 @@ def _write(plans: Sequence[PartPlan], writer: _Writer, spread: Spread) -> None:
     counts = spread.map(writer, plans, "write")
     writer.splits.check(reduce(operator.add, counts))
     popularity = (pl.read_ipc(path) for path in sorted((writer.scratch / "popularity").iterdir()))
-    merge_popularity(popularity).write_parquet(writer.folder / "popularity.parquet")
+    write_parquet(merge_popularity(popularity), writer.folder / "popularity.parquet")
     if writer.data.cooccurrence is not None:
         (writer.folder / "cooccurrence").mkdir()
         spread.map(_Merger(writer), range(len(writer.item_starts)), "pairs")
@@ -235,4 +236,4 @@ class _Merger:
     def __call__(self, number: int) -> None:
         assert self.writer.data.cooccurrence is not None
         pairs = merge_pairs(number, self.writer.scratch / "pairs", self.writer.data.cooccurrence.top)
-        pairs.write_parquet(self.writer.folder / "cooccurrence" / f"part-{number:05}.parquet")
+        write_parquet(pairs, self.writer.folder / "cooccurrence" / f"part-{number:05}.parquet")

@@ -27,6 +27,7 @@ from llmrec_ray.config import DataConfig, Recipe, TableConfig
 from llmrec_ray.data.assemble import Assembled, assemble
 from llmrec_ray.data.dataset import Dataset
 from llmrec_ray.data.extend import Extension, plan_extension
+from llmrec_ray.data.files import write_parquet
 from llmrec_ray.data.log import (
     Log,
     LoggedEvents,
@@ -178,8 +179,8 @@ class _Result:
         _write_ids(self.assembled.users, folder / "vocabulary" / "users.parquet")
         _write_ids(self.items, folder / "vocabulary" / "items.parquet")
         for name, described in (("user", self.user_texts), ("item", self.item_texts)):
-            described.texts.write_parquet(folder / f"{name}_texts.parquet")
-            described.attributes.write_parquet(folder / f"{name}_attributes.parquet")
+            write_parquet(described.texts, folder / f"{name}_texts.parquet")
+            write_parquet(described.attributes, folder / f"{name}_attributes.parquet")
         write_quarantine(self.tables, folder / "quarantine.parquet", [log.quarantine for log in logs])
 
 
@@ -260,4 +261,4 @@ def _check_anything_left(law: dict[str, Any]) -> None:
 
 
 def _write_ids(ids: pl.Series, path: Path) -> None:
-    pl.DataFrame({"row": pl.int_range(len(ids), eager=True), "id": ids}).write_parquet(path)
+    write_parquet(pl.DataFrame({"row": pl.int_range(len(ids), eager=True), "id": ids}), path)

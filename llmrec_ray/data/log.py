@@ -254,7 +254,7 @@ def write_quarantine(tables: Iterable[ParsedFiles], path: Path, earlier: Sequenc
                 writer.write_batch(batch.cast(schema))
         for parsed in tables:
             for frame in _quarantine(parsed):
-                writer.write_table(frame.to_arrow().cast(schema))
+                writer.write_table(frame.rechunk().to_arrow().cast(schema))
 
 
 def _read_up_to(

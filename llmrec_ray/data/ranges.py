@@ -35,7 +35,8 @@ def write_fragment(events: pl.DataFrame, splitters: Sequence[str], path: Path) -
     numbers = pl.Series(splitters, dtype=pl.String).search_sorted(events[Columns.USER_ID], side="right")
     ordered = events.with_columns(numbers.cast(pl.UInt32).alias("__range__")).sort("__range__", maintain_order=True)
     counts = np.bincount(ordered["__range__"].to_numpy(), minlength=len(splitters) + 1)
-    table = _with_short_offsets(ordered.drop("__range__").to_arrow(compat_level=pl.CompatLevel.oldest()))
+    whole = ordered.drop("__range__").rechunk()  # or the bytes depend on the threads that sorted
+    table = _with_short_offsets(whole.to_arrow(compat_level=pl.CompatLevel.oldest()))
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
         start = 0

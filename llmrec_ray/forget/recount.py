@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from llmrec_ray.data.aggregates import cut_pairs, merge_pairs, merge_popularity, part_popularity, write_pairs
+from llmrec_ray.data.files import write_parquet
 from llmrec_ray.types import Columns, IntArray
 
 __all__ = ["is_counted", "recount"]
@@ -29,7 +30,7 @@ def recount(folder: Path, data: dict[str, Any], n_items: int) -> None:
     """Write the tables of a Dataset that has its interactions in `folder`. data: its config."""
     parts = sorted((folder / "interactions").glob("*.parquet"))
     popularity = merge_popularity(part_popularity(pl.read_parquet(part), data["popularity_days"]) for part in parts)
-    popularity.write_parquet(folder / POPULARITY)
+    write_parquet(popularity, folder / POPULARITY)
     if data["cooccurrence"] is not None:
         _write_companions(folder, parts, n_items, **data["cooccurrence"])
 
@@ -41,8 +42,7 @@ def _write_companions(folder: Path, parts: list[Path], n_items: int, within: int
         for part in parts:
             write_pairs(pl.read_parquet(part), within, starts, Path(pairs), part.stem)
         for number in range(len(starts)):
-            merged = merge_pairs(number, Path(pairs), top)
-            merged.write_parquet(folder / COMPANIONS / f"part-{number:05}.parquet")
+            write_parquet(merge_pairs(number, Path(pairs), top), folder / COMPANIONS / f"part-{number:05}.parquet")
 
 
 def _events_per_item(parts: list[Path], n_items: int) -> IntArray:
