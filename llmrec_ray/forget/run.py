@@ -97,13 +97,19 @@ class _Run:
         tombstones = remember(self._list_uri, self._user_id, done=False)
         lines = self._events.forget(tombstones)
         person = Person(self._user_id, tombstones.name_of(self._user_id))
-        successors = Successors(person, artifacts, self._events.packed_sizes())
+        successors = Successors(person, artifacts, self._events.resized())
         self._replace(successors, holders)
         release, removed = self._releases.replace(successors.replaced, holders)
-        await_switch(endpoints, [uri.rpartition("/")[2].removesuffix(".json") for uri in removed])
+        self._await_switch(endpoints, removed)
         deleted = self._delete(successors, holders, removed)
         remember(self._list_uri, self._user_id, done=True)
         return Forgotten(person.tombstone, successors.by_uri(), deleted, lines, release, left)
+
+    def _await_switch(self, endpoints: Sequence[str], removed: Sequence[str]) -> None:
+        switched = await_switch(endpoints, [uri.rpartition("/")[2].removesuffix(".json") for uri in removed])
+        for url in endpoints if removed else ():
+            said = "has switched" if url in switched else "does not answer, or not with a Release of this workspace"
+            logger.info("endpoint %s %s", url, said)
 
     def _check_known(self, holders: Sequence[Artifact], left: dict[str, int]) -> None:
         known = self._user_id in forgotten_in(self._workspace)
@@ -148,7 +154,9 @@ class _Events:
         own = workspace.local_folder("events", make=False) if workspace.is_local else None
         self._folder = own if own is not None and own.exists() else None
         self._redis_url = recipe.serve.events.redis_url or os.environ.get(REDIS_URL_VARIABLE)
-        files = [opened(source.uri) for source in self._sources()]
+        sources = self._sources()
+        self._sizes = {source.name: source.size_bytes for source in sources}
+        files = [opened(source.uri) for source in sources]
         live = {Path(path).parent for filesystem, path in files if _is_live(filesystem, path)}
         self._folders = sorted({folder.parent for folder in live} | ({self._folder} if self._folder else set()))
         self._files = [(filesystem, path) for filesystem, path in files if Path(path).parent not in live]
@@ -178,9 +186,13 @@ class _Events:
                 redis.forget([self._user_id])
         return lines
 
-    def packed_sizes(self) -> dict[str, int]:
-        """Names of compressed logs and how large they are now: an incremental ingest knows a file by its size."""
-        return {source.name: source.size_bytes for source in self._sources() if source.is_compressed}
+    def resized(self) -> dict[str, tuple[int, int]]:
+        """Names of logs that were packed anew, and their sizes before and now: an incremental ingest knows a file by
+        its size."""
+        return {
+            source.name: (before, source.size_bytes) for source in self._sources()
+            if (before := self._sizes.get(source.name, source.size_bytes)) != source.size_bytes and source.is_compressed
+        }
 
     def _sources(self) -> list[SourceFile]:
         log = None if self._folder is None else self._folder / "log"

@@ -48,12 +48,13 @@ def holds(artifact: Artifact, user_id: str) -> bool:
 class Successors:
     """What takes the place of what.
 
-    sizes: in bytes, of input files that were packed anew. replaced: id of an artifact -> its successor.
+    resized: sizes before and now, in bytes, of input files that were packed anew, by name. replaced: id of an artifact
+    -> its successor.
     """
 
     person: Person
     artifacts: list[Artifact]
-    sizes: dict[str, int] = field(default_factory=dict)
+    resized: dict[str, tuple[int, int]] = field(default_factory=dict)
     replaced: dict[str, Artifact] = field(default_factory=dict)
 
     def used(self, uris: Collection[str]) -> list[Artifact]:
@@ -73,13 +74,15 @@ class Successors:
         return {a.uri: self.replaced[a.id].uri for a in self.artifacts if a.id in self.replaced}
 
     def write(self, artifacts: Mapping[str, Artifact], holders: Collection[Artifact]) -> None:
-        """Replace those, by id, that hold the person or are made from replaced ones. Raises ArtifactError."""
+        """Replace those, by id, that hold the person, have read a file that was packed anew, or are made from replaced
+        ones. Raises ArtifactError."""
         theirs = {artifact.id for artifact in holders}
         for artifact in _parents_first(artifacts.values()):
             outdated = artifact.manifest.kind != "evaluation" and any(
                 id_ in self.replaced for id_ in artifact.manifest.parents.values()
             )
-            if artifact.id in theirs or outdated:
+            config = artifact.manifest.config
+            if artifact.id in theirs or outdated or _config(config, self.resized) != config:
                 self.replaced[artifact.id] = self._successor(artifact)
 
     def _successor(self, artifact: Artifact) -> Artifact:
@@ -100,7 +103,7 @@ class Successors:
 
         return create_artifact(
             artifact.uri.rpartition("/")[0], manifest.kind, write,
-            config=_config(manifest.config, self.sizes), parents=parents, metrics=_metrics(person, artifact, row),
+            config=_config(manifest.config, self.resized), parents=parents, metrics=_metrics(person, artifact, row),
         )
 
     def _person_in(self, artifact: Artifact) -> Person:
@@ -140,11 +143,15 @@ def _add(found: dict[str, Artifact], uri: str, kind: ArtifactKind) -> None:
         return
 
 
-def _config(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """With the sizes that packed files have now, where a Log says how far each of its files was read."""
+def _config(config: Mapping[str, Any], resized: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """With the sizes that packed files have now, where a Log says how far each of its files was read.
+
+    A file that had another size before has more to read than a Log has: that is for an ingest to tell of.
+    """
     if FILES not in config:
         return dict(config)
-    return {**config, FILES: {name: sizes.get(name, size) for name, size in config[FILES].items()}}
+    now = {name: after for name, (before, after) in resized.items() if config[FILES].get(name) == before}
+    return {**config, FILES: {**config[FILES], **now}}
 
 
 def _metrics(person: Person, artifact: Artifact, row: int | None) -> dict[str, Any]:

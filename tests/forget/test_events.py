@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import CorruptArtifactError, EventLogError, EventViewError
+from llmrec_ray.errors import CorruptArtifactError, DataError, EventLogError, EventViewError
 from llmrec_ray.events import EventLog, EventStore, RedisDownError, forget_in_folder
 from llmrec_ray.events import forget as forgetting
 from llmrec_ray.events.locks import file_lock
@@ -102,6 +103,34 @@ def test_archives_of_event_logs_lose_the_person_and_an_incremental_ingest_goes_o
     assert anew.artifact.manifest.metrics["rows_dropped_by_filter"]["forgotten_user"] == 20
     assert [events_of(dataset, "u003") for dataset in (extended, anew)] == [events_of(extended, "u003")] * 2
     assert len(anew.users) == len(extended.users) - 1
+
+
+def test_an_archive_that_came_after_the_person_was_forgotten_is_cleaned_and_an_incremental_ingest_goes_on(
+    fed, workspace, tmp_path
+):
+    raw = Path(workspace.uri) / "raw"
+    run(fed, workspace)
+    ingest(fed, raw, workspace)
+    pack(tmp_path / "archive" / "late.jsonl.gz", WHO, "u001", "u002")
+    extended = ingest(fed, raw, workspace, extend=True)
+    forgotten = run(fed, workspace, "u003")
+    assert found_in(tmp_path / "archive", WHO) == []
+    assert ingest(fed, raw, workspace, extend=True).uri == forgotten.replaced[extended.uri]
+
+
+def test_forgetting_does_not_hide_that_an_archive_has_more_than_was_read(fed, workspace, tmp_path):
+    raw = Path(workspace.uri) / "raw"
+    ingest(fed, raw, workspace)
+    [file] = (tmp_path / "archive").iterdir()
+    pack(file, WHO, "u001", "u002", "u003", "u004")
+    run(fed, workspace)
+    with pytest.raises(DataError, match=r"old.jsonl.gz has changed since it was read"):
+        ingest(fed, raw, workspace, extend=True)
+
+
+def pack(file: Path, *users: str) -> None:
+    with gzip.open(file, "wt") as packed:
+        packed.writelines(event(f"{file.stem}{n}", user).model_dump_json() + "\n" for n, user in enumerate(users))
 
 
 def events_of(dataset: Dataset, user_id: str) -> list[str]:
