@@ -57,7 +57,8 @@ def import_recipe(kind: str, folder: Path, *, out: Path | None = None, name: str
         tree["fusion"] = {"item_vector": "id"}  # there are no texts
     recipe = validate_recipe(tree, f"the recipe for {folder}")
     path = out or Path(f"{recipe.name}.yaml")
-    _write(path, f"# {found.form}, read where it is: {folder.absolute()}\n{_yaml(tree)}")
+    where = " ".join(str(folder.absolute()).splitlines())
+    _write(path, f"# {found.form}, read where it is: {where}\n{_yaml(tree)}")
     return Imported(str(path), recipe.name, found.form, _files(found.data))
 
 
