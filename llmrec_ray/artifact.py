@@ -61,6 +61,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 IN_USE = ".in-use"
 PLURALS = {"index": "indexes", "vectors": "vectors"}
+UNMAKEABLE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}  # a folder below a file, or in /proc
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_IN_WORDS = tuple(os.strerror(number) for number in FULL)
@@ -316,7 +317,11 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _is_forbidden(error: BaseException, folder: str | Path) -> bool:
     """Whether it is about a file of the folder, or about a folder above it that was to be made."""
-    if not isinstance(error, OSError) or error.errno not in FORBIDDEN or error.filename is None:
+    if not isinstance(error, OSError) or error.filename is None:
+        return False
+    if error.errno in UNMAKEABLE and Path(error.filename) in (Path(folder), *Path(folder).parents):
+        return True
+    if error.errno not in FORBIDDEN:
         return False
     return str(error.filename).startswith(str(folder)) or Path(error.filename) in Path(folder).parents
 

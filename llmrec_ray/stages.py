@@ -17,7 +17,7 @@ from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest, needs_ray
-from llmrec_ray.errors import ConfigError, DataError
+from llmrec_ray.errors import ArtifactNotFoundError, ConfigError, DataError
 from llmrec_ray.types import FloatArray
 
 if TYPE_CHECKING:
@@ -81,9 +81,12 @@ def import_stage(kind: str, folder: Path, *, out: Path | None = None, name: str 
 def ingest_stage(recipe: Recipe, *, extend: bool = False) -> Artifact:
     """Raw files -> a Dataset, on Ray when they are large; with `extend` from the newest one and new files alone."""
     raw_folder, workspace = _raw_folder(recipe), _workspace(recipe)
+    known = _newest_dataset(workspace) if extend else None
     large = needs_ray(recipe.data, raw_folder, workspace)
     with ray_for(recipe) if large else nullcontext():
         artifact = ingest(recipe, raw_folder, workspace, use_ray=large, extend=extend)
+    if artifact.uri == known:
+        logger.info("nothing new: the newest Dataset was made of these files and this recipe")
     metrics = artifact.manifest.metrics
     dropped = ", ".join(f"{count} {name}" for name, count in metrics["rows_dropped_by_filter"].items() if count)
     logger.info(
@@ -92,6 +95,13 @@ def ingest_stage(recipe: Recipe, *, extend: bool = False) -> Artifact:
         dropped or "none",
     )
     return artifact
+
+
+def _newest_dataset(workspace: Workspace) -> str | None:
+    try:
+        return workspace.latest("dataset", made_by="ingest")
+    except ArtifactNotFoundError:
+        return None
 
 
 def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
@@ -228,8 +238,8 @@ def forget_stage(recipe: Recipe, user_id: str, endpoints: Sequence[str] = ()) ->
     urls = endpoints or [f"http://{recipe.serve.host}:{recipe.serve.port}"]
     forgotten = forget(recipe, user_id, _workspace(recipe), _raw_folder(recipe), endpoints=urls)
     logger.info(
-        "%s: %d artifacts replaced, %d places deleted, %d lines of event logs removed", forgotten.tombstone,
-        len(forgotten.replaced), len(forgotten.deleted), forgotten.event_lines,
+        "%s: in %s %d artifacts replaced, %d places deleted, %d lines of event logs removed", forgotten.tombstone,
+        recipe.workspace, len(forgotten.replaced), len(forgotten.deleted), forgotten.event_lines,
     )
     for file, rows in forgotten.left.items():
         logger.info("Left to you, since the file is yours: %d rows of %s; the next ingest leaves them out.", rows, file)

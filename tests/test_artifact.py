@@ -306,3 +306,12 @@ def test_a_mark_that_is_cleared_up_before_it_is_locked_is_made_again(tmp_path, m
         with temporary_folder(tmp_path, "x[1]", what="x"):
             assert folder.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "work", tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(ArtifactError) as unmade, temporary_folder(folder, "test", what="The test"):
+            pass
+        assert str(unmade.value).startswith(f"The test could not be saved, since {folder} may not be written (")
+        assert str(unmade.value).endswith("): let this user write there, or set workspace to another folder.")

@@ -251,3 +251,6 @@ def test_the_command_extends_too(tmp_path, capsys):
         with pytest.raises(SystemExit, match="0"):
             main(["ingest", "--extend", "--config", str(config), "--json"])
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["users"] == users
+    with pytest.raises(SystemExit, match="0"):
+        main(["ingest", "--extend", "--config", str(config)])
+    assert "nothing new: the newest Dataset was made of these files and this recipe" in capsys.readouterr().err

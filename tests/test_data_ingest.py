@@ -51,12 +51,15 @@ def write_shop(folder: Path, *, extra: tuple[str, ...] = ()) -> Path:
     return folder
 
 
+SHOP_COLUMNS = {"user_id": "visitor", "item_id": "sku", "timestamp": "when"}
+
+
 def shop_recipe(**data: object) -> Recipe:
     """The second recipe: other column names, ISO 8601 times, several files, no table of users."""
     log = {
         "paths": ["{raw}/log/*.csv"],
         "format": "csv",
-        "columns": {"user_id": "visitor", "item_id": "sku", "timestamp": "when"},
+        "columns": SHOP_COLUMNS,
         "timestamp_unit": "iso8601",
     }
     items = {
@@ -269,10 +272,22 @@ def test_an_empty_result_says_which_filter_took_how_many(tmp_path):
         run(tmp_path, shop_recipe(min_user_interactions=7))
     assert str(empty.value) == (
         "No event is left of 48 rows: 0 were quarantined, the filters dropped repeated_pair 0, rare_user 48, "
-        "rare_item 0. Lower data.interactions.min_value, data.min_user_interactions or "
-        "data.min_item_interactions, widen data.window, or give more rows."
+        "rare_item 0. To keep some, lower data.min_user_interactions, or give more rows."
     )
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("data", "remedy"), [
+    ({"interactions": {"columns": SHOP_COLUMNS | {"event": "kind"}, "event_weights": {"View": 1}}},
+     "To keep some, spell the kinds of events in event_weights as the log does, or give more rows."),
+    ({"window": {"since": "2030-01-01"}}, "To keep some, widen data.window, or give more rows."),
+    ({"robots": {"max_events": 2}}, "To keep some, loosen data.robots, or give more rows."),
+    ({"min_item_interactions": 30}, "To keep some, lower data.min_item_interactions, or give more rows."),
+])
+def test_an_empty_result_names_what_would_have_kept_rows(tmp_path, data, remedy):
+    with pytest.raises(EmptyResultError) as empty:
+        run(write_shop(tmp_path), shop_recipe(**data))
+    assert str(empty.value).endswith(remedy)
 
 
 def test_files_without_rows_are_named(tmp_path):

@@ -134,3 +134,14 @@ def test_a_hundred_thousand_items_are_described_in_seconds():
     made = describe(frame["sku"], Columns.ITEM_ROW, [(FILMS, frame)])
     assert perf_counter() - start < 10
     assert made.texts[Columns.TEXT][4] == "Caf\u00e9 & thing 4 (1904)"
+
+
+def test_decimals_are_numbers_to_filter_by_and_stay_as_they_are_written_in_texts():
+    config = TableConfig(paths=("t",), id="id", template="{a}|{b}", attributes=("a", "b", "c"))
+    columns = {"a": ["1.50", "2", ""], "b": ["05.5", "1", "2"], "c": ["1.5", "n/a", "2"]}
+    frame = pl.DataFrame({"id": ["1", "2", "3"], **columns})
+    described = describe(pl.Series(["1", "2", "3"]), "item_row", [(config, frame)])
+    assert described.attributes["a"].to_list() == [1.5, 2.0, None]
+    assert described.attributes["b"].to_list() == ["05.5", "1", "2"]
+    assert described.attributes["c"].to_list() == ["1.5", "n/a", "2"]
+    assert described.texts["text"][0] == "1.50|05.5"

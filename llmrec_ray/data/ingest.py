@@ -52,6 +52,15 @@ from llmrec_ray.types import Columns
 __all__ = ["ingest", "needs_ray"]
 
 HOW = {"max_memory_gb", "scratch", "use_ray"}
+REMEDIES = {
+    "other_event": "spell the kinds of events in event_weights as the log does",
+    "below_min_value": "lower data.interactions.min_value",
+    "outside_window": "widen data.window",
+    "old_event": "widen data.window",
+    "robot_user": "loosen data.robots",
+    "rare_user": "lower data.min_user_interactions",
+    "rare_item": "lower data.min_item_interactions",
+}
 NO_IDS = pl.Series("id", dtype=pl.String)
 RAY_BYTES = 400_000_000  # below it Ray takes longer to start than this process needs for all
 
@@ -255,9 +264,15 @@ def _check_anything_left(law: dict[str, Any]) -> None:
     if not law["rows_kept"]:
         raise EmptyResultError(
             f"No event is left of {law['rows_read']} rows: {law['rows_quarantined']} were quarantined, the "
-            f"filters dropped {in_words(law['rows_dropped_by_filter'])}. Lower data.interactions.min_value, "
-            "data.min_user_interactions or data.min_item_interactions, widen data.window, or give more rows."
+            f"filters dropped {in_words(law['rows_dropped_by_filter'])}. To keep some, {_remedies(law)}give more rows."
         )
+
+
+def _remedies(law: dict[str, Any]) -> str:
+    """What would have kept rows that were dropped."""
+    dropped = [name for name, count in law["rows_dropped_by_filter"].items() if count]
+    found = dict.fromkeys(REMEDIES[name] for name in dropped if name in REMEDIES)
+    return "".join(f"{remedy}, or " for remedy in found)
 
 
 def _write_ids(ids: pl.Series, path: Path) -> None:

@@ -18,6 +18,7 @@ from llmrec_ray.types import Columns
 __all__ = ["Descriptions", "describe", "natural_types"]
 
 ID = "__id__"
+DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,15 @@ def _described(config: TableConfig, known: pl.DataFrame) -> pl.DataFrame:
     title = pl.col(config.title).cast(pl.String) if config.title else pl.lit(None, dtype=pl.String)
     return known.select(
         ID, title.alias(Columns.TITLE), text.set(text == "", None).alias(Columns.TEXT),
-        *(pl.col(name).alias(_attribute(name)) for name in dict.fromkeys(config.attributes)),
+        *(_number(known[name]).alias(_attribute(name)) for name in dict.fromkeys(config.attributes)),
     )
+
+
+def _number(column: pl.Series) -> pl.Series:
+    """Decimals as numbers, which the text keeps as they are written; "05.5" and "1e5" are no decimals."""
+    if column.dtype != pl.String or not len(given := column.drop_nulls()):
+        return column
+    return column.cast(pl.Float64) if given.str.contains(DECIMAL).all() else column
 
 
 def _attribute(name: str) -> str:

@@ -30,8 +30,9 @@ def check_urls(urls: Sequence[str]) -> None:
             raise ConfigError(f"{url!r} is no URL of an endpoint: write it as http://host:port.")
 
 
-def await_switch(urls: Sequence[str], removed: Collection[str]) -> None:
-    """Return when no endpoint at these URLs answers with one of the removed Releases; nothing may listen there.
+def await_switch(urls: Sequence[str], removed: Collection[str]) -> list[str]:
+    """Return when no endpoint at these URLs answers with one of the removed Releases: those that did. Nothing may
+    listen there.
 
     Raises ArtifactError when one still does, or does not answer at all, after SWITCH_TIMEOUT_S.
     """
@@ -44,6 +45,7 @@ def await_switch(urls: Sequence[str], removed: Collection[str]) -> None:
             time.sleep(POLL_S)
     if served:
         time.sleep(GRACE_S)
+    return served
 
 
 def _stuck(url: str, release: str) -> ArtifactError:

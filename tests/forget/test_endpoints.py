@@ -32,15 +32,19 @@ from tests.searching import found_in
 
 
 def test_an_endpoint_follows_without_a_failed_request_and_keeps_everybody_elses_events(
-    recipe, workspace, release, monkeypatch
+    recipe, workspace, release, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", logger="llmrec_ray")
     monkeypatch.setattr(endpoints, "GRACE_S", 0.5)  # one replica of each stage, in one process
     with serving(workspace) as url, httpx.Client(base_url=url, headers=ADMIN, timeout=30, trust_env=False) as http:
         assert ask(http, WHO)["user"] == "known"
         with writers(url, n=3) as written:
             send(http, "first", WHO)
-            forgotten = forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url])
+            nobody = "http://127.0.0.1:9"
+            forgotten = forget(recipe, WHO, workspace, Path(workspace.uri) / "raw", endpoints=[url, nobody])
             time.sleep(0.3)
+        assert f"endpoint {url} has switched" in caplog.messages
+        assert f"endpoint {nobody} does not answer, or not with a Release of this workspace" in caplog.messages
         assert ask(http, "u001")["release"] == forgotten.release != release.id
         assert ask(http, WHO)["user"] == "unknown"
         answer = send(http, "later", WHO)
