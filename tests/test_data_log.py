@@ -15,7 +15,7 @@ from llmrec_ray.data.log import parse_files
 from llmrec_ray.data.pieces import cut_pieces
 from llmrec_ray.data.sources import find_sources
 from llmrec_ray.data.spread import Spread
-from llmrec_ray.errors import BadRowsError
+from llmrec_ray.errors import BadRowsError, DataError
 from llmrec_ray.events import Event, EventLog
 
 CSV = {"format": "csv", "paths": ["{raw}/log.csv"]}
@@ -103,6 +103,16 @@ def test_a_long_bad_row_is_cut_in_the_message(tmp_path):
         made(tmp_path, recipe_of(CSV, max_bad_ratio=0.0))
     assert f"log.csv record 10 is ',{'x' * 299}…' (too_few_fields)" in str(refusal.value)
     assert len(str(refusal.value)) < 1_000
+
+
+def test_a_file_that_another_section_comes_to_read_is_not_passed_over(tmp_path):
+    write_log(tmp_path)
+    (tmp_path / "films.csv").write_bytes((tmp_path / "log.csv").read_bytes())
+    films = {**CSV, "domain": "films", "columns": {"item_id": "film"}}
+    made(tmp_path, recipe_of(CSV, {**films, "paths": ["{raw}/films.csv"]}))
+    both = recipe_of(CSV, {**films, "paths": ["{raw}/films.csv", "{raw}/log.csv"]})
+    with pytest.raises(DataError, match=r"^data\.interactions reads its files in another way than the Dataset "):
+        made(tmp_path, both, extend=True)
 
 
 def test_a_file_may_be_called_like_a_log(tmp_path):

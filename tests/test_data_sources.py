@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import polars as pl
@@ -199,6 +200,14 @@ def test_a_pattern_without_a_file_is_named(raw, pattern):
     assert str(missing.value) == (
         f"No file matches {raw}/{pattern} (data.interactions.paths): correct the path."
     )
+
+
+def test_what_is_neither_file_nor_folder_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(MissingInputError) as missing:
+        names(tmp_path, "{raw}/pipe.csv")
+    assert str(missing.value).startswith(f"{tmp_path}/pipe.csv cannot be looked at (")
+    assert str(missing.value).endswith("): correct the path, or let this user read it.")
 
 
 def test_a_uri_nobody_understands_is_named(raw):

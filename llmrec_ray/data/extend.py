@@ -1,7 +1,7 @@
 """The newest Dataset of a workspace and the files that are there now -> what an incremental ingest reads.
 
-Files are known by their names. A file of an endpoint's event log may have grown, since such a file is only appended to;
-any other file must be as it was.
+Files are known by their names and by the sections that read them. A file of an endpoint's event log may have grown,
+since such a file is only appended to; any other file must be as it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import DataConfig
 from llmrec_ray.data.dataset import Dataset
-from llmrec_ray.data.log import Log, sections
+from llmrec_ray.data.log import Log, read_by, sections
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import ArtifactNotFoundError, DataError
 
@@ -55,7 +55,7 @@ def plan_extension(sources: Sequence[SourceFile], data: DataConfig, workspace: W
             f"The Dataset {dataset.id} was made by an earlier version, which kept no log to extend: ingest once "
             "without --extend."
         )
-    _check_sections(logs[0], data, dataset)
+    _check_sections(logs, sources, data, dataset)
     known = {name: size for log in logs for name, size in log.files.items()}
     new = [source for source in sources if source.size_bytes != known.get(source.name)]
     changed = [source for source in new if source.name in known and not source.may_grow]
@@ -69,8 +69,15 @@ def plan_extension(sources: Sequence[SourceFile], data: DataConfig, workspace: W
     return Extension(new, {source.name: known[source.name] for source in new if source.name in known}, logs, dataset)
 
 
-def _check_sections(log: Log, data: DataConfig, dataset: Dataset) -> None:
-    if log.artifact.manifest.config["sections"] != sections(data):
+def _check_sections(
+    logs: Sequence[Log], sources: Sequence[SourceFile], data: DataConfig, dataset: Dataset
+) -> None:
+    then: dict[str, set[int]] = {}
+    for log in logs:
+        for name, numbers in log.read_by.items():
+            then.setdefault(name, set()).update(numbers)
+    moved = any(then.get(name, {*numbers}) != {*numbers} for name, numbers in read_by(sources, data).items())
+    if moved or logs[0].artifact.manifest.config["sections"] != sections(data):
         raise DataError(
             f"data.interactions reads its files in another way than the Dataset {dataset.id} was made in: ingest "
             "everything again without --extend, or take the change back."

@@ -29,7 +29,7 @@ from llmrec_ray.config import DataConfig
 from llmrec_ray.data.parse import QUARANTINE_SCHEMA, ParsedBlock, parse_piece, sample_users
 from llmrec_ray.data.pieces import NO_STARTS, Piece, digest, estimated_rows
 from llmrec_ray.data.ranges import choose_splitters, sample_fragment, write_fragment
-from llmrec_ray.data.sources import SourceFile, TableName
+from llmrec_ray.data.sources import FEEDBACK, SourceFile, TableName
 from llmrec_ray.data.spread import Spread
 from llmrec_ray.errors import BadRowsError, EmptyResultError
 from llmrec_ray.forgotten import NOBODY, Tombstones
@@ -37,7 +37,7 @@ from llmrec_ray.types import Columns
 
 __all__ = [
     "RANGE_ROWS", "Log", "LoggedEvents", "NewLog", "ParsedFiles", "check_quarantine", "common_splitters",
-    "file_digests", "in_words", "parse_files", "parse_log", "sections", "write_quarantine",
+    "file_digests", "in_words", "parse_files", "parse_log", "read_by", "sections", "write_quarantine",
 ]
 
 RANGE_ROWS = 1_000_000
@@ -93,6 +93,12 @@ class Log:
         """How far each of its files was read, in bytes, by the file's name."""
         files: dict[str, int] = self.artifact.manifest.config["files"]
         return files
+
+    @property
+    def read_by(self) -> dict[str, list[int]]:
+        """Which sections read each of its files, see `read_by`; of no file in a Log that does not say so."""
+        numbers: dict[str, list[int]] = self.artifact.manifest.config.get("read_by", {})
+        return numbers
 
 
 @dataclass
@@ -208,7 +214,8 @@ def parse_log(
         "newest": None if parsed.newest is None else parsed.newest.isoformat(),
     }
     events = LoggedEvents([path for _, path in parsed.good], splitters, parsed.newest, metrics)
-    return NewLog(parsed, events, {"sections": sections(data), "files": _read_up_to(sources, pieces, starts)})
+    files = {"files": _read_up_to(sources, pieces, starts), "read_by": read_by(sources, data)}
+    return NewLog(parsed, events, {"sections": sections(data), **files})
 
 
 def common_splitters(logs: Sequence[LoggedEvents], spread: Spread) -> list[str]:
@@ -224,6 +231,15 @@ def common_splitters(logs: Sequence[LoggedEvents], spread: Spread) -> list[str]:
 def sections(data: DataConfig) -> list[dict[str, Any]]:
     """What decides how the rows of a log are read, but for the paths of its files."""
     return [log.model_dump(mode="json", exclude={"paths"}) for log in data.interactions]
+
+
+def read_by(sources: Sequence[SourceFile], data: DataConfig) -> dict[str, list[int]]:
+    """Numbers of the sections that read each file, by its name; event logs of endpoints come last."""
+    known = [*data.interactions, FEEDBACK]
+    found: dict[str, set[int]] = {}
+    for source in sources:
+        found.setdefault(source.name, set()).add(next(n for n, config in enumerate(known) if config == source.config))
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def check_quarantine(parsed: ParsedFiles, sources: Sequence[SourceFile], data: DataConfig) -> None:

@@ -194,6 +194,14 @@ def _is_event_file(uri: str) -> bool:
 
 def _matches(pattern: str) -> list[_Match]:
     """A file; all files of a folder; or what fits a glob, files before folders."""
+    try:
+        return _found(pattern)
+    except OSError as error:
+        raise MissingInputError(f"{pattern} cannot be looked at ({error}): correct the path, or let this user read "
+                                "it.") from None
+
+
+def _found(pattern: str) -> list[_Match]:
     filesystem, path = _filesystem(pattern)
     info = filesystem.get_file_info(path)
     if not GLOB & set(path) or info.type != pafs.FileType.NotFound:  # a name may have brackets
