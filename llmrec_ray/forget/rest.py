@@ -31,10 +31,10 @@ def move_pointers(workspace: Workspace, replaced: Mapping[str, Artifact]) -> Non
 
 
 def clear_runs(workspace: Workspace, gone: Collection[str]) -> list[str]:
-    """Delete checkpoints of training on Datasets that go, by their ids; returns the URIs of what was deleted.
+    """Delete checkpoints of training on Datasets that go; returns the URIs of what was deleted.
 
-    A trial does not say what it was trained on, so all trials go when any Dataset goes; Campaigns, which have their
-    results, stay.
+    gone: ids of artifacts. A trial does not say what it was trained on, so all trials go when anything does; Campaigns,
+    which have their results, stay.
     """
     if not gone:
         return []
