@@ -375,3 +375,11 @@ def test_the_command_writes_the_recipe_once_and_says_what_comes_next(tmp_path, c
     assert "nowhere/films.yaml cannot be written ([Errno 2]" in capsys.readouterr().err
     assert run(["data", "import", "movielens", "ml-32m", "--out", "."]) == 2
     assert ". cannot be written ([Errno 21] Is a directory: '.'): name another file" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_has_several_lines_gives_a_recipe_that_can_be_read(tmp_path):
+    folder = tmp_path / "one\nother: line"
+    folder.mkdir()
+    (folder / "u.data").write_text("1\t1\t3\t881250949\n")
+    import_recipe("movielens", folder, out=tmp_path / "recipe.yaml")
+    assert load_recipe(config=str(tmp_path / "recipe.yaml")).data.interactions[0].paths == (f"{folder}/u.data",)
