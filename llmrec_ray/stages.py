@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.cluster import connected
 from llmrec_ray.config import Recipe, override_recipe
-from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest, needs_ray
-from llmrec_ray.errors import ArtifactNotFoundError, ConfigError, DataError
+from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest, latest_dataset, needs_ray
+from llmrec_ray.errors import ConfigError, DataError
 from llmrec_ray.types import FloatArray
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def import_stage(kind: str, folder: Path, *, out: Path | None = None, name: str 
 def ingest_stage(recipe: Recipe, *, extend: bool = False) -> Artifact:
     """Raw files -> a Dataset, on Ray when they are large; with `extend` from the newest one and new files alone."""
     raw_folder, workspace = _raw_folder(recipe), _workspace(recipe)
-    known = _newest_dataset(workspace) if extend else None
-    large = needs_ray(recipe.data, raw_folder, workspace)
+    known = latest_dataset(workspace) if extend else None
+    large = needs_ray(recipe.data, raw_folder, workspace, extend=extend)
     with ray_for(recipe) if large else nullcontext():
         artifact = ingest(recipe, raw_folder, workspace, use_ray=large, extend=extend)
     if artifact.uri == known:
@@ -95,13 +95,6 @@ def ingest_stage(recipe: Recipe, *, extend: bool = False) -> Artifact:
         dropped or "none",
     )
     return artifact
-
-
-def _newest_dataset(workspace: Workspace) -> str | None:
-    try:
-        return workspace.latest("dataset", made_by="ingest")
-    except ArtifactNotFoundError:
-        return None
 
 
 def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:

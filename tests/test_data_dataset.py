@@ -23,7 +23,9 @@ def uri(tmp_path_factory) -> str:
 
 
 def test_the_package_exports_its_three_nouns():
-    assert llmrec_ray.data.__all__ == ["KINDS", "Dataset", "Imported", "fetch", "import_recipe", "ingest", "needs_ray"]
+    assert llmrec_ray.data.__all__ == [
+        "KINDS", "Dataset", "Imported", "fetch", "import_recipe", "ingest", "latest_dataset", "needs_ray",
+    ]
 
 
 def test_opening_a_dataset_needs_no_ray():

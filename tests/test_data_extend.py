@@ -16,7 +16,7 @@ from llmrec_ray.cli.main import main
 from llmrec_ray.config import Recipe, validate_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.data.spread import Spread
-from llmrec_ray.errors import DataError
+from llmrec_ray.errors import BadRowsError, CorruptArtifactError, DataError
 from llmrec_ray.events import Event, EventLog
 
 DAY = 86_400
@@ -254,3 +254,28 @@ def test_the_command_extends_too(tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["ingest", "--extend", "--config", str(config)])
     assert "nothing new: the newest Dataset was made of these files and this recipe" in capsys.readouterr().err
+
+
+def test_all_old_files_may_be_gone_and_a_small_day_may_have_a_bad_row(tmp_path):
+    day = write_day(tmp_path, 0, MONDAY)
+    recipe = recipe_of(max_bad_ratio=0.1)
+    first = made(tmp_path, recipe)
+    day.unlink()
+    assert made(tmp_path, recipe, extend=True).id == first.id
+    write_day(tmp_path, 1, [("dan", "t", 5), ("", "t", 6)])
+    second = made(tmp_path, recipe, extend=True)
+    assert second.artifact.manifest.metrics["rows_quarantined"] == 1
+    write_day(tmp_path, 2, [("", "t", 6)])
+    with pytest.raises(BadRowsError) as bad:
+        made(tmp_path, recipe, extend=True)
+    assert str(bad.value).startswith("2 of 13 rows of data.interactions cannot be used (missing_user_id 2), more")
+
+
+def test_a_log_that_was_changed_by_hand_is_refused_by_name(tmp_path):
+    write_day(tmp_path, 0, MONDAY)
+    first = made(tmp_path)
+    [events] = (tmp_path / "work" / "logs" / f"log-{first.log_ids[0]}" / "events").iterdir()
+    events.write_bytes(events.read_bytes() + b"x")
+    write_day(tmp_path, 1, TUESDAY)
+    with pytest.raises(CorruptArtifactError, match=events.name):
+        made(tmp_path, extend=True)

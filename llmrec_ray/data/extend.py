@@ -16,7 +16,7 @@ from llmrec_ray.data.log import Log, read_by, sections
 from llmrec_ray.data.sources import SourceFile
 from llmrec_ray.errors import ArtifactNotFoundError, DataError
 
-__all__ = ["Extension", "plan_extension"]
+__all__ = ["Extension", "latest_dataset", "plan_extension"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,26 @@ class Extension:
         return self.logs[0].events.splitters if self.logs else None
 
 
+def latest_dataset(workspace: Workspace) -> str | None:
+    """URI of the newest Dataset, None when there is none yet."""
+    try:
+        return workspace.latest("dataset", made_by="ingest")
+    except ArtifactNotFoundError:
+        return None
+
+
 def plan_extension(sources: Sequence[SourceFile], data: DataConfig, workspace: Workspace) -> Extension:
     """What to read beside the Logs of the workspace's newest Dataset; everything when there is none.
 
-    Raises DataError when files have changed, or the recipe reads them in another way now.
+    Raises CorruptArtifactError when the Dataset or a Log was changed, DataError when files have changed,
+    or the recipe reads them in another way now.
     """
-    try:
-        dataset = Dataset.open(workspace.latest("dataset", made_by="ingest"), verify=False)
-    except ArtifactNotFoundError:
+    uri = latest_dataset(workspace)
+    if uri is None:
         return Extension(list(sources))
+    dataset = Dataset.open(uri)
     try:
-        logs = [Log.open(f"{workspace.root('log')}/log-{log_id}", verify=False) for log_id in dataset.log_ids]
+        logs = [Log.open(f"{workspace.root('log')}/log-{log_id}") for log_id in dataset.log_ids]
     except ArtifactNotFoundError as error:
         raise DataError(
             f"A log that the Dataset {dataset.id} was made of is gone ({error}): restore it, or ingest everything "

@@ -26,7 +26,7 @@ from llmrec_ray.artifact import Artifact, Workspace, cache_folder, create_artifa
 from llmrec_ray.config import DataConfig, Recipe, TableConfig
 from llmrec_ray.data.assemble import Assembled, assemble
 from llmrec_ray.data.dataset import Dataset
-from llmrec_ray.data.extend import Extension, plan_extension
+from llmrec_ray.data.extend import Extension, latest_dataset, plan_extension
 from llmrec_ray.data.files import write_parquet
 from llmrec_ray.data.log import (
     Log,
@@ -65,11 +65,11 @@ NO_IDS = pl.Series("id", dtype=pl.String)
 RAY_BYTES = 400_000_000  # below it Ray takes longer to start than this process needs for all
 
 
-def needs_ray(data: DataConfig, raw_folder: Path, workspace: Workspace) -> bool:
+def needs_ray(data: DataConfig, raw_folder: Path, workspace: Workspace, *, extend: bool = False) -> bool:
     """Whether the recipe asks for Ray, or the files are so large that its tasks pay. Raises MissingInputError."""
     if data.use_ray is not None:
         return data.use_ray
-    sources = find_sources(data, raw_folder, _events_folder(workspace))
+    sources = _sources(data, raw_folder, workspace, extend=extend)
     return sum(source.size_bytes for source in sources) >= RAY_BYTES
 
 
@@ -92,7 +92,7 @@ def ingest(
     """
     data = recipe.data
     spread = Spread.on_ray(data.max_memory_gb, num_blocks) if use_ray else Spread.here(data.max_memory_gb)
-    sources = find_sources(data, raw_folder, _events_folder(workspace))
+    sources = _sources(data, raw_folder, workspace, extend=extend)
     log_files = [source for source in sources if source.table == "interactions"]
     extension = plan_extension(log_files, data, workspace) if extend else Extension(log_files)
     pieces = cut_pieces(extension.sources, starts=extension.starts)
@@ -133,7 +133,7 @@ class _Ingest:
         return parse_log(
             pieces, self.extension.sources, self.data, self.scratch, self.spread,
             starts=self.extension.starts, splitters=self.extension.splitters, forgotten=forgotten_in(self.workspace),
-            may_be_empty=bool(self.extension.logs),
+            earlier=[log.events for log in self.extension.logs],
         )
 
     def _table(self, sources: Sequence[SourceFile], table: TableName) -> ParsedFiles:
@@ -207,6 +207,12 @@ def _is_made_of(dataset: Dataset, data: DataConfig, sources: Sequence[SourceFile
 def _kept(data: DataConfig) -> dict[str, Any]:
     """What the section says of the Dataset, and not of how to make it."""
     return data.model_dump(mode="json", exclude=HOW)
+
+
+def _sources(data: DataConfig, raw_folder: Path, workspace: Workspace, *, extend: bool) -> list[SourceFile]:
+    """Files of a log that is extended may be gone."""
+    may_be_gone = extend and latest_dataset(workspace) is not None
+    return find_sources(data, raw_folder, _events_folder(workspace), logs_may_be_gone=may_be_gone)
 
 
 def _events_folder(workspace: Workspace) -> Path | None:

@@ -196,17 +196,18 @@ class NewLog:
 def parse_log(
     pieces: Sequence[Piece], sources: Sequence[SourceFile], data: DataConfig, scratch: Path, spread: Spread, *,
     starts: Mapping[str, int] = NO_STARTS, splitters: Sequence[str] | None = None, forgotten: Tombstones = NOBODY,
-    may_be_empty: bool = False,
+    earlier: Sequence[LoggedEvents] = (),
 ) -> NewLog:
     """Parse pieces of the files of a log, which begin at `starts` as `cut_pieces` was told; `splitters` are where to
-    cut ranges, chosen when there are none. One that follows others may be empty.
+    cut ranges, chosen when there are none. One that follows `earlier` ones may be empty, and its bad rows are looked at
+    together with theirs.
 
     Raises MissingInputError, DataError, EmptyResultError and BadRowsError.
     """
     splitters = _splitters(pieces, forgotten) if splitters is None else list(splitters)
     parsed = parse_files(pieces, scratch / "log", spread, splitters, forgotten)
-    if parsed.rows or not may_be_empty:
-        check_quarantine(parsed, sources, data)
+    if parsed.rows or not earlier:
+        check_quarantine(parsed, sources, data, earlier)
     metrics = {
         "rows_read": parsed.rows, "rows_valid": parsed.valid, "rows_quarantined": parsed.quarantined,
         "rows_quarantined_by_reason": dict(sorted(parsed.reasons.items())),
@@ -242,18 +243,30 @@ def read_by(sources: Sequence[SourceFile], data: DataConfig) -> dict[str, list[i
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 
-def check_quarantine(parsed: ParsedFiles, sources: Sequence[SourceFile], data: DataConfig) -> None:
-    """Raise EmptyResultError when a table's files have no row, BadRowsError when too many cannot be used."""
+def check_quarantine(
+    parsed: ParsedFiles, sources: Sequence[SourceFile], data: DataConfig, earlier: Sequence[LoggedEvents] = ()
+) -> None:
+    """Raise EmptyResultError when a table's files have no row, BadRowsError when too many cannot be used, those of
+    earlier Logs of the same table counted too."""
     table: TableName = sources[0].table
     if not parsed.rows:
         names = ", ".join(file.name for file in sources)
         raise EmptyResultError(f"There are no rows in the files of data.{table} ({names}): give files with rows.")
-    if parsed.quarantined > data.max_bad_ratio * parsed.rows:
+    rows = parsed.rows + sum(events.metrics["rows_read"] for events in earlier)
+    bad = parsed.quarantined + sum(events.metrics["rows_quarantined"] for events in earlier)
+    if bad > data.max_bad_ratio * rows:
         raise BadRowsError(
-            f"{parsed.quarantined} of {parsed.rows} rows of data.{table} cannot be used "
-            f"({in_words(dict(sorted(parsed.reasons.items())))}), more than data.max_bad_ratio {data.max_bad_ratio} "
+            f"{bad} of {rows} rows of data.{table} cannot be used "
+            f"({in_words(_reasons(parsed, earlier))}), more than data.max_bad_ratio {data.max_bad_ratio} "
             f"allows. First: {_examples(parsed)}. Correct the recipe or the rows, or raise data.max_bad_ratio."
         )
+
+
+def _reasons(parsed: ParsedFiles, earlier: Sequence[LoggedEvents]) -> dict[str, int]:
+    counts = parsed.reasons.copy()
+    for events in earlier:
+        counts.update(events.metrics["rows_quarantined_by_reason"])
+    return dict(sorted(counts.items()))
 
 
 def in_words(counts: Mapping[str, int]) -> str:

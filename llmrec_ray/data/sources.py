@@ -132,19 +132,21 @@ class _Match:
     size_bytes: int
 
 
-def find_sources(data: DataConfig, raw_folder: Path, events_folder: Path | None = None) -> list[SourceFile]:
+def find_sources(
+    data: DataConfig, raw_folder: Path, events_folder: Path | None = None, *, logs_may_be_gone: bool = False
+) -> list[SourceFile]:
     """Every file of every table the recipe describes, the endpoints' event logs (`data.feedback`) after the log.
 
     `raw_folder` stands for {raw}, `events_folder` for {events}; the latter may be empty. Raises MissingInputError
-    naming a path without a file.
+    naming a path without a file; with `logs_may_be_gone` only for a table of items or users.
     """
     tables: dict[TableName, list[tuple[LogConfig | TableConfig, _Match]]] = {
         "interactions": [
-            *_of_sections("interactions", data.interactions, raw_folder, fetched=data.fetch),
+            *_of_sections("interactions", data.interactions, raw_folder, data.fetch, may_be_gone=logs_may_be_gone),
             *((FEEDBACK, match) for match in _feedback(data.feedback, raw_folder, events_folder)),
         ],
-        "items": _of_sections("items", data.items, raw_folder, fetched=data.fetch),
-        "users": _of_sections("users", data.users, raw_folder, fetched=data.fetch),
+        "items": _of_sections("items", data.items, raw_folder, data.fetch),
+        "users": _of_sections("users", data.users, raw_folder, data.fetch),
     }
     return [
         SourceFile(table, section, number, match.uri, _name(match.uri, raw_folder.absolute()), match.size_bytes)
@@ -153,20 +155,23 @@ def find_sources(data: DataConfig, raw_folder: Path, events_folder: Path | None 
 
 
 def _of_sections(
-    table: TableName, sections: Sequence[LogConfig | TableConfig], raw_folder: Path, *, fetched: str | None
+    table: TableName, sections: Sequence[LogConfig | TableConfig], raw_folder: Path, fetched: str | None,
+    *, may_be_gone: bool = False,
 ) -> list[tuple[LogConfig | TableConfig, _Match]]:
     return [
         (section, match) for section in sections
-        for match in _expand(table, section.paths, raw_folder, fetched=fetched)
+        for match in _expand(table, section.paths, raw_folder, fetched, may_be_gone=may_be_gone)
     ]
 
 
-def _expand(table: str, patterns: tuple[str, ...], raw_folder: Path, *, fetched: str | None) -> list[_Match]:
+def _expand(
+    table: str, patterns: tuple[str, ...], raw_folder: Path, fetched: str | None, *, may_be_gone: bool
+) -> list[_Match]:
     found: dict[_Match, None] = {}
     for pattern in patterns:
         place = pattern.replace("{raw}", str(raw_folder))
         matches = _matches(place)
-        if not matches:
+        if not matches and not may_be_gone:
             hint = f"run `llmrec data fetch {fetched}` first, or " if fetched and "{raw}" in pattern else ""
             raise MissingInputError(f"No file matches {place} (data.{table}.paths): {hint}correct the path.")
         found.update(dict.fromkeys(matches))
