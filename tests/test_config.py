@@ -196,6 +196,13 @@ def test_credentials_in_a_uri_are_refused_without_being_shown(override):
     assert "SECRET" not in message and "KEY" not in message
 
 
+@pytest.mark.parametrize("folder", ["runs/[a]", "/data/w*", "what?"])
+def test_a_workspace_has_a_name_that_is_no_pattern(folder):
+    message = refusal(f"workspace='{folder}'")
+    assert f"workspace: the folder {folder} has " in message
+    assert message.endswith("in its name, which stands for other names in paths: choose another folder")
+
+
 @pytest.mark.parametrize("uri", ["s3://bucket/work", "gs://bucket/a@b", "/data/a:b@c", "s3://bucket/w?region=eu-1"])
 def test_uris_without_credentials_are_accepted(uri):
     assert load_recipe("movielens-100k", overrides=[f"workspace={uri}"]).workspace == uri

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from llmrec_ray.config.data import DataConfig
 from llmrec_ray.config.encoder import EncoderConfig
@@ -19,12 +19,24 @@ from llmrec_ray.config.train import Sharding, TrainConfig
 
 __all__ = ["Recipe"]
 
+PATTERN = frozenset("*?[")
+
+
+def _without_patterns(workspace: str) -> str:
+    if "://" not in workspace and (found := PATTERN & {*workspace}):
+        raise ValueError(
+            f"the folder {workspace} has {' '.join(sorted(found))} in its name, which stands for other names in paths: "
+            "choose another folder"
+        )
+    return workspace
+
+
 class Recipe(Section):
     """Everything a run needs; the file `--recipe NAME` or `--config FILE` names."""
 
     name: str
     """Short name; artifacts and logs carry it."""
-    workspace: Uri = "runs/{name}"
+    workspace: Annotated[Uri, AfterValidator(_without_patterns)] = "runs/{name}"
     """Folder or URI (`/path`, `file://`, `s3://`, `gs://`) that receives every artifact."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
