@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
@@ -15,6 +16,16 @@ import pytest
 from llmrec_ray.config import Recipe
 from tests.boards import board_recipe, write_board
 from tests.tiny_encoder import write_tiny_encoder
+
+
+@pytest.fixture(autouse=True)
+def package_logging_as_before():
+    """The command line points the package's log at stderr, which in a test is closed afterwards."""
+    log = logging.getLogger("llmrec_ray")
+    before = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = before[0], before[1]
+    log.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The command line: exit statuses, messages on stderr, one JSON object as the last line of stdout."""
 
 import json
-import logging
 import re
 
 import pytest
@@ -9,16 +8,6 @@ import yaml
 
 from llmrec_ray.cli.main import run
 from tests.boards import board_recipe
-
-
-@pytest.fixture(autouse=True)
-def package_logging_as_before():
-    """The command line points the package's log at stderr, which in a test is closed afterwards."""
-    log = logging.getLogger("llmrec_ray")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate = before[0], before[1]
-    log.setLevel(before[2])
 
 
 @pytest.fixture

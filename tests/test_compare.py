@@ -1,7 +1,6 @@
 """Comparing evaluations by their stored ranks: who is better, and when that cannot be said."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,6 @@ from llmrec_ray.evaluate import Evaluation, compare
 from llmrec_ray.metrics import ndcg, paired_bootstrap, summarise
 
 USERS = 200
-
-
-@pytest.fixture(autouse=True)
-def package_logging_as_before():
-    log = logging.getLogger("llmrec_ray")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate = before[0], before[1]
-    log.setLevel(before[2])
 
 
 def saved(root, ranks, *, user_ids=None, item_ids=None, ks=(5, 10), cold=None, **fields):

@@ -27,7 +27,6 @@ from tests.public_data import (
     write_csv,
     write_recbole,
 )
-from tests.test_cli import package_logging_as_before  # noqa: F401
 
 
 def imported(kind: str, folder: Path, **options: object) -> Recipe:

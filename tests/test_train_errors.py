@@ -31,7 +31,6 @@ from llmrec_ray.train.reports import Reports
 from llmrec_ray.train.run import _open_run
 from tests.boards import board_recipe
 from tests.full_disk import fill, need_namespaces, try_on_small_disk
-from tests.test_cli import package_logging_as_before  # noqa: F401  (used by all tests)
 from tests.tiny_encoder import write_tiny_decoder
 from tests.train_boards import ALONE, deterministic_recipe, inputs_of_board, train_here
 

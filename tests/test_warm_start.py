@@ -27,7 +27,6 @@ from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.warm import ITEM_BIASES
 from llmrec_ray.types import FloatArray, Histories
 from tests.boards import board_recipe, write_board
-from tests.test_cli import package_logging_as_before  # noqa: F401  (used by all tests)
 from tests.tiny_release import write_tiny_bundle
 from tests.train_boards import ALONE, Recorder
 

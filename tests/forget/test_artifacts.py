@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,17 +236,6 @@ def test_tables_that_are_counted_from_events_are_those_of_the_others(recipe, wor
     assert not companions.equals(never.cooccurrence)
 
 
-@pytest.fixture
-def package_logging_as_before():
-    """The command line points the package's log at stderr, which in a test is closed afterwards."""
-    log = logging.getLogger("llmrec_ray")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate = before[0], before[1]
-    log.setLevel(before[2])
-
-
-@pytest.mark.usefixtures("package_logging_as_before")
 def test_the_command_says_what_it_did_and_what_is_left(recipe, workspace, release, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     command = ["forget", "--config", str(tmp_path / "recipe.yaml"), "--json", "--user"]
