@@ -64,7 +64,7 @@ def test_lists_are_words_whatever_their_order_and_numbers_that_are_none_are_miss
 
 
 def test_without_texts_and_attributes_new_items_are_ranked_as_those_nobody_took(tiny_recipe, tmp_path):
-    data = tiny_recipe.data.model_copy(update={"split": "cold_items", "items": None})
+    data = tiny_recipe.data.model_copy(update={"split": "cold_items", "items": ()})
     recipe = tiny_recipe.model_copy(update={"data": data})
     dataset = Dataset(ingest(recipe, Path(), Workspace(str(tmp_path)), use_ray=False))
     start = ColdStart.of(dataset, None)

@@ -187,7 +187,7 @@ def test_a_global_time_split_is_evaluated_for_the_users_who_have_a_target(tiny_r
     log = pl.read_csv(board_folder / "log.csv")
     late = log.with_columns(when=pl.col("when") + 60 * pl.col("who").str.slice(1).cast(pl.Int64))
     late.write_csv(tmp_path / "log.csv")
-    tree["data"]["interactions"]["paths"] = [str(tmp_path / "log.csv")]
+    tree["data"]["interactions"][0]["paths"] = [str(tmp_path / "log.csv")]
     tree["data"] |= {"split": "global_time", "time_shares": [0.1, 0.1]}
     timed = Recipe.model_validate(tree | {"evaluate": {"baselines": ["popularity", "markov"], "ks": [10]}})
     workspace = Workspace(str(tmp_path / "work"))

@@ -49,7 +49,7 @@ def dataset(recipe, tmp_path_factory) -> Dataset:
 
 
 def made(recipe: Recipe, tmp_path_factory) -> Dataset:
-    folder = Path(recipe.data.interactions.paths[0]).parent
+    folder = Path(recipe.data.interactions[0].paths[0]).parent
     return Dataset(ingest(recipe, folder, Workspace(str(tmp_path_factory.mktemp("data"))), use_ray=False))
 
 
@@ -106,7 +106,7 @@ def test_training_with_context_resumes_as_if_nothing_had_happened(recipe, datase
 def test_a_warm_start_uses_the_encoders_of_the_bundle_for_items_that_came_since(
     recipe, bundle, tmp_path_factory, tiny_encoder
 ):
-    folder, before = tmp_path_factory.mktemp("later"), Path(recipe.data.interactions.paths[0]).parent
+    folder, before = tmp_path_factory.mktemp("later"), Path(recipe.data.interactions[0].paths[0]).parent
     things = pl.read_csv(before / "things.csv").with_columns(
         colour=pl.when(pl.col("what") == "i004").then(pl.lit("azure")).otherwise("colour"))
     things.filter(pl.col("what") != "i003").write_csv(folder / "things.csv")
