@@ -51,6 +51,7 @@ __all__ = [
     "read_json",
     "remove_artifact",
     "saving",
+    "sync_to_disk",
     "temporary_folder",
     "write_json_atomic",
     "write_new_json",
@@ -244,7 +245,7 @@ def write_new_json(uri: str, value: Mapping[str, Any]) -> None:
     try:
         write_json_atomic(str(staged), value)
         os.link(staged, path)
-        _fsync_folder(Path(path).parent)
+        sync_to_disk(Path(path).parent)
     finally:
         staged.unlink(missing_ok=True)
 
@@ -254,6 +255,15 @@ def file_names(uri: str) -> list[str]:
     filesystem, path = _filesystem(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Return when a file, or the names in a folder, would outlast a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(uri: str) -> dict[str, Any]:
@@ -352,14 +362,6 @@ def _write_durably(path: Path, payload: bytes) -> None:
         handle.write(payload)
         handle.flush()
         os.fsync(handle.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -12,7 +12,7 @@ from llmrec_ray.config import IndexConfig, RequestLimits
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, RequestError
 from llmrec_ray.index import Index, build_index
-from llmrec_ray.recommend import Encoder, Filters, Pipeline, Request, Response, Retriever, Snapshot, signal_names
+from llmrec_ray.recommend import Encoder, Filters, Pipeline, Request, Response, Retriever, Snapshot
 from llmrec_ray.release import ArtifactRef
 from llmrec_ray.signals import FusionPolicy
 
@@ -221,7 +221,7 @@ def test_a_weight_that_would_give_no_finite_score_is_refused(weight):
 
 
 def test_the_signals_of_a_release_are_known_without_loading_it(parts, tiny_release):
-    assert signal_names(tiny_release) == sorted(parts[1].signal_names)
+    assert Snapshot.open(tiny_release).signal_names == sorted(parts[1].signal_names)
 
 
 def test_an_item_that_comes_again_counts_once_where_it_is_newest(parts, pipeline):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from llmrec_ray.artifact import sync_to_disk
 from llmrec_ray.errors import EventLogError
 from llmrec_ray.events.local import forget_in_view
 from llmrec_ray.events.locks import file_lock
@@ -98,7 +98,7 @@ def _write_without(filesystem: pafs.FileSystem, path: str, staged: str, forgotte
         for line in io.BufferedReader(source):
             target.write(line if _whose(line, forgotten) is None else _blank(line))
     if isinstance(filesystem, pafs.LocalFileSystem):
-        _sync(Path(staged))
+        sync_to_disk(Path(staged))
 
 
 def _is_compressed(path: str) -> bool:
@@ -118,14 +118,6 @@ def _whose(line: bytes, forgotten: Tombstones) -> str | None:
 
 def _blank(line: bytes) -> bytes:
     return b" " * (len(line) - 1) + (b"\n" if line.endswith(b"\n") else b" ")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lines_of(files: Sequence[Path], forgotten: Tombstones) -> dict[Path, list[str]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from llmrec_ray.artifact import sync_to_disk
 from llmrec_ray.errors import CorruptArtifactError, EventLogError
 from llmrec_ray.events.event import Event
 from llmrec_ray.events.locks import file_lock
@@ -47,7 +48,7 @@ class EventLog:
             made = [new for new in (folder, *folder.parents) if not new.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for new in made:  # else a crash of the machine could take the folder, and the events in it
-                _fsync_folder(new.parent)
+                sync_to_disk(new.parent)
         self.writer = writer or uuid.uuid4().hex
         self._last: Path | None = None
         self._tombstones = TombstonesFile(folder / FORGOTTEN)
@@ -134,7 +135,7 @@ class EventLog:
                     lines = lines[handle.write(lines):]
                 os.fsync(handle.fileno())
                 if not start:
-                    _fsync_folder(self.folder)
+                    sync_to_disk(self.folder)
             except OSError:
                 # What a disk keeps after a failed fsync is unknown: nothing may follow it in this file.
                 self.writer = uuid.uuid4().hex
@@ -171,11 +172,3 @@ def _parse(line: bytes, file: Path, position: int) -> Event:
         raise CorruptArtifactError(
             f"The event log {file} is damaged at byte {position}: restore the file, or take the line out."
         ) from None
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

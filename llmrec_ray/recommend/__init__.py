@@ -11,7 +11,7 @@
 from llmrec_ray.recommend.batch import Encoded, Ranked, RequestBatch, Retrieved
 from llmrec_ray.recommend.catalogue import Catalogue
 from llmrec_ray.recommend.encoder import Encoder
-from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index, signal_names
+from llmrec_ray.recommend.loading import open_bundle, open_dataset, open_index
 from llmrec_ray.recommend.messages import (
     About,
     Facet,
@@ -65,5 +65,4 @@ __all__ = [
     "open_dataset",
     "open_index",
     "retriever_order",
-    "signal_names",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from llmrec_ray.artifact import Artifact, open_artifact
-from llmrec_ray.bundle import Bundle, read_signal_names
+from llmrec_ray.artifact import Artifact
+from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.index import Index
 from llmrec_ray.release import ArtifactRef, Release
 
-__all__ = ["check_published", "open_bundle", "open_dataset", "open_index", "signal_names"]
+__all__ = ["check_published", "open_bundle", "open_dataset", "open_index"]
 
 
 def open_dataset(release: Release, *, verify: bool = True) -> Dataset:
@@ -31,13 +31,6 @@ def open_index(release: Release, *, verify: bool = True) -> Index:
     index = Index.load(release.index.uri, verify=verify)
     check_published(index.artifact, release.index, release)
     return index
-
-
-def signal_names(release: Release) -> list[str]:
-    """Signals that requests to a Release may weigh, without loading its Bundle. Raises ArtifactError."""
-    artifact = open_artifact(release.bundle.uri, "bundle", verify=False)
-    check_published(artifact, release.bundle, release)
-    return read_signal_names(artifact)
 
 
 def check_published(artifact: Artifact, published: ArtifactRef, release: Release) -> None:

@@ -103,13 +103,13 @@ def _name(folder: Path, form: str) -> str:
 
 
 def _encoding(path: Path) -> str:
-    """1M is in Latin-1, 10M in UTF-8."""
+    """1M is in Latin-1, 10M in UTF-8; of a file that cannot be read ingest says so."""
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return "latin-1"
     except OSError:
-        pass
+        return "utf-8"
     return "utf-8"
 
 
