@@ -4,6 +4,7 @@ that was made at once but the numbers of rows."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
