@@ -15,7 +15,7 @@ from llmrec_ray.config.data import (
     TimeWindow,
 )
 from llmrec_ray.config.encoder import EncoderConfig, Pooling
-from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig, TuneConfig
+from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig
 from llmrec_ray.config.events import EventsConfig
 from llmrec_ray.config.keys import ApiKey
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
@@ -34,6 +34,7 @@ from llmrec_ray.config.serve import (
     ServeConfig,
 )
 from llmrec_ray.config.train import AugmentConfig, MinedConfig, Sharding, TrainConfig
+from llmrec_ray.config.tune import Choice, Domain, IntRange, LogUniform, PbtConfig, TuneConfig, Uniform
 
 __all__ = [
     "ApiKey",
@@ -42,11 +43,13 @@ __all__ = [
     "BaselineName",
     "BehaviourConfig",
     "CascadeConfig",
+    "Choice",
     "ColdSignalName",
     "ContextConfig",
     "Cooccurrence",
     "DataConfig",
     "DeadlineConfig",
+    "Domain",
     "EncoderConfig",
     "EvaluateConfig",
     "EventsConfig",
@@ -57,12 +60,15 @@ __all__ = [
     "FusionMode",
     "GatherConfig",
     "IndexConfig",
+    "IntRange",
     "ItemItemConfig",
     "LogColumns",
     "LogConfig",
+    "LogUniform",
     "MergeName",
     "MinedConfig",
     "ModelConfig",
+    "PbtConfig",
     "Pooling",
     "Recipe",
     "Replicas",
@@ -79,6 +85,7 @@ __all__ = [
     "TimeWindow",
     "TrainConfig",
     "TuneConfig",
+    "Uniform",
     "load_recipe",
     "override_recipe",
     "recipe_names",

@@ -1,14 +1,14 @@
-"""The `evaluate` and `tune` sections: what is measured, and what is searched."""
+"""The `evaluate` section: what is measured."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from llmrec_ray.config.section import Fraction, Section
+from llmrec_ray.config.section import Section
 
-__all__ = ["BaselineName", "EvaluateConfig", "TuneConfig"]
+__all__ = ["BaselineName", "EvaluateConfig"]
 
 BaselineName = Literal[
     "popularity", "recent_popularity", "tfidf", "text", "item_knn", "item_knn_recency", "ease", "ease_recency", "ials",
@@ -46,28 +46,4 @@ class EvaluateConfig(Section):
                 f"sampled_negatives is {self.sampled_negatives}, but it has no effect with candidates all: set "
                 "evaluate.candidates to sampled, or leave sampled_negatives out"
             )
-        return self
-
-
-class TuneConfig(Section):
-    """A small campaign over learning rate and fusion weight."""
-
-    trials: PositiveInt = 4
-    """Configurations to try."""
-    max_concurrent: PositiveInt = 1
-    """Trials at once; each holds train.num_workers workers."""
-    learning_rate: tuple[PositiveFloat, PositiveFloat] = (5e-4, 8e-3)
-    """Range searched on a log scale."""
-    neural_weight: tuple[Fraction, Fraction] = (0.4, 1.0)
-    """Range of the neural signal's share in late fusion with the item-item signal."""
-    epochs: PositiveInt = 6
-    """Most epochs of one trial."""
-    grace_epochs: PositiveInt = 2
-    """Epochs before ASHA may stop a trial."""
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> TuneConfig:
-        for name, (low, high) in (("learning_rate", self.learning_rate), ("neural_weight", self.neural_weight)):
-            if low > high:
-                raise ValueError(f"tune.{name} is {low:g} to {high:g}: give the smaller bound first")
         return self

@@ -11,11 +11,12 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from llmrec_ray.config.data import DataConfig
 from llmrec_ray.config.encoder import EncoderConfig
-from llmrec_ray.config.evaluate import EvaluateConfig, TuneConfig
+from llmrec_ray.config.evaluate import EvaluateConfig
 from llmrec_ray.config.model import CascadeConfig, FusionConfig, ItemItemConfig, ModelConfig
 from llmrec_ray.config.section import Section, Uri
 from llmrec_ray.config.serve import IndexConfig, RetrievalConfig, ServeConfig
 from llmrec_ray.config.train import Sharding, TrainConfig
+from llmrec_ray.config.tune import TuneConfig
 
 __all__ = ["Recipe"]
 
