@@ -34,7 +34,16 @@ from llmrec_ray.config.serve import (
     ServeConfig,
 )
 from llmrec_ray.config.train import AugmentConfig, MinedConfig, Sharding, TrainConfig
-from llmrec_ray.config.tune import Choice, Domain, IntRange, LogUniform, PbtConfig, TuneConfig, Uniform
+from llmrec_ray.config.tune import (
+    Choice,
+    Domain,
+    IntRange,
+    LogUniform,
+    PbtConfig,
+    TuneConfig,
+    Uniform,
+    needs_no_training,
+)
 
 __all__ = [
     "ApiKey",
@@ -87,6 +96,7 @@ __all__ = [
     "TuneConfig",
     "Uniform",
     "load_recipe",
+    "needs_no_training",
     "override_recipe",
     "recipe_names",
     "validate_recipe",

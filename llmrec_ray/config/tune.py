@@ -9,12 +9,14 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from llmrec_ray.config.section import Fraction, Section
 
-__all__ = ["Choice", "Domain", "IntRange", "LogUniform", "PbtConfig", "TuneConfig", "Uniform"]
+__all__ = ["Choice", "Domain", "IntRange", "LogUniform", "PbtConfig", "TuneConfig", "Uniform", "needs_no_training"]
 
 DOMAINS = frozenset({"loguniform", "uniform", "int", "choice"})
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PBT_DEFAULT_EPOCHS, PBT_QUANTILE = 2, 0.25
 GRACE_EPOCHS, REDUCTION_FACTOR = 2, 3
+POLICY_KEYS = frozenset({"fusion.mode", "fusion.cold_scale", "retrieval.merge", "retrieval.max_candidates"})
+POLICY_PREFIX = "retrieval.candidates."
 
 
 def _in_order(low: float, high: float) -> None:
@@ -145,3 +147,8 @@ class TuneConfig(Section):
         if len({*self.fresh_seeds}) < len(self.fresh_seeds):
             raise ValueError("fresh_seeds names a seed twice: give different ones")
         return self
+
+
+def needs_no_training(key: str) -> bool:
+    """Whether a dotted key of the recipe is searched on stored scores of a trained model, in seconds."""
+    return key in POLICY_KEYS or key.startswith(POLICY_PREFIX)
