@@ -152,3 +152,8 @@ class TuneConfig(Section):
 def needs_no_training(key: str) -> bool:
     """Whether a dotted key of the recipe is searched on stored scores of a trained model, in seconds."""
     return key in POLICY_KEYS or key.startswith(POLICY_PREFIX)
+
+    @property
+    def pbt_rules(self) -> PbtConfig:
+        """`pbt` with its defaults."""
+        return self.pbt or PbtConfig()

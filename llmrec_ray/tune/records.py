@@ -5,17 +5,33 @@ Files are replaced whole, on disks and object stores alike, so a reader sees the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from llmrec_ray.artifact import file_names, read_json, write_json_atomic
 
-__all__ = ["Records", "Status", "TrialRecord", "best_record", "value_at", "values_of"]
+__all__ = ["Part", "Records", "Status", "TrialRecord", "best_record", "value_at", "values_of"]
 
-Status: TypeAlias = Literal["running", "finished", "stopped", "failed"]
-"""`running` also when whoever ran it was killed; `stopped` by the scheduler, with all it had reached."""
+Status: TypeAlias = Literal["running", "paused", "finished", "stopped", "failed"]
+"""`running` also when whoever ran it was killed; `paused` between two legs; `stopped` when others were better."""
+
+
+class Part(BaseModel):
+    """From an epoch on a trial of population-based training goes on with weights of a better one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    after_epoch: int
+    """The epoch after which it took over."""
+    taken_from: int
+    """Number of the trial whose weights it took."""
+    checkpoint: str
+    """Where they are."""
+    settings: dict[str, Any]
+    """All its settings from then on."""
+    reason: str
 
 
 class TrialRecord(BaseModel):
@@ -26,12 +42,15 @@ class TrialRecord(BaseModel):
     """From 0; trial 0 is the recipe as it is."""
     settings: dict[str, Any]
     """Dotted key of the recipe -> value, as the trial began."""
+    until: int
+    """Epochs that are done when its leg, the last or the present one, ends."""
     status: Status = "running"
     reason: str | None = None
     """Why it failed, or was stopped, in words."""
     epochs: list[dict[str, Any]] = []
-    """Metrics of every epoch, oldest first: epoch, loss, the metric, train_s, epoch_s, checkpoint, seconds since the
-    trial began. With pbt also the `settings` from that epoch on, and the trial they were `taken_from`."""
+    """Metrics of every epoch, oldest first: epoch, loss, the metric, train_s, epoch_s, checkpoint."""
+    parts: list[Part] = []
+    """What it took over from other trials, oldest first."""
     started_at: str
     """ISO 8601, UTC."""
     seconds: float = 0.0
@@ -41,10 +60,19 @@ class TrialRecord(BaseModel):
     retried: str | None = None
     """Why it was trained again in smaller pieces, after it ran out of memory."""
 
+    @property
+    def done(self) -> int:
+        """Epochs that are done."""
+        return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    def settings_at(self, epoch: int) -> dict[str, Any]:
+        """Its settings in an epoch, from 1."""
+        return next((part.settings for part in reversed(self.parts) if part.after_epoch < epoch), self.settings)
+
 
 def values_of(record: TrialRecord, metric: str) -> list[float]:
-    """The metric of every epoch that has it, oldest first."""
-    return [float(epoch[metric]) for epoch in record.epochs if epoch.get(metric) is not None]
+    """The metric of every epoch that has it, oldest first; NaN, of a training that diverged, is none."""
+    return [float(entry[metric]) for entry in record.epochs if _has(entry, metric)]
 
 
 def value_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
@@ -52,13 +80,18 @@ def value_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
     reached = [entry for entry in record.epochs if entry["epoch"] <= epoch]
     if not any(entry["epoch"] == epoch for entry in reached):
         return None
-    return max((float(entry[metric]) for entry in reached if entry.get(metric) is not None), default=None)
+    return max((float(entry[metric]) for entry in reached if _has(entry, metric)), default=None)
 
 
 def best_record(records: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
     """The record with the best value of any epoch, the earlier one of equals; failed trials do not count."""
     scored = [record for record in records if record.status != "failed" and values_of(record, metric)]
     return max(scored, key=lambda record: (max(values_of(record, metric)), -record.number), default=None)
+
+
+def _has(entry: Mapping[str, Any], metric: str) -> bool:
+    value = entry.get(metric)
+    return value is not None and math.isfinite(value)
 
 
 class Records:
