@@ -1,0 +1,76 @@
+"""An Outcome -> the files that people and programs read: a table, a page, a recipe, and the figures as JSON.
+
+    results.parquet   one row per trial and epoch, see `table`
+    best.yaml         the best recipe, ready for `llmrec train --config`
+    outcome.json      figures and settings of the winner, for programs
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.records import values_of
+from llmrec_ray.tune.table import results_table
+from llmrec_ray.tune.written import recipe_yaml, setting_of, setting_text
+
+__all__ = ["best_yaml", "outcome_figures", "write_outcome"]
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write the files of the module's docstring into a folder that exists."""
+    results_table(outcome.records, outcome.space, outcome.metric).write_parquet(folder / "results.parquet")
+    (folder / "best.yaml").write_text(best_yaml(outcome), encoding="utf-8")
+    figures = json.dumps(_plain(outcome_figures(outcome)), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "outcome.json").write_text(figures + "\n", encoding="utf-8")
+
+
+def best_yaml(outcome: Outcome) -> str:
+    """The best recipe as a file that `--config` takes, saying above it where it comes from."""
+    value = max(values_of(outcome.winner, outcome.metric))
+    changes = [
+        f"  {key}: {setting_text(setting_of(outcome.best_recipe, key))} "
+        f"(was {setting_text(setting_of(outcome.recipe, key))})"
+        for key in _keys(outcome)
+    ]
+    changed = ["Other than in the recipe that was searched around:", *changes] if changes else []
+    return recipe_yaml(outcome.best_recipe, [
+        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number} of {len(outcome.records)}, "
+        f"{outcome.label} {value:.4f} on validation.",
+        *changed,
+        "Train it with: llmrec train --config best.yaml",
+    ])
+
+
+def outcome_figures(outcome: Outcome) -> dict[str, Any]:
+    """What a program would ask: how many trials ended how, the winner, and what was found and confirmed after it."""
+    statuses = [record.status for record in outcome.records]
+    return {
+        "name": outcome.name, "dataset": outcome.dataset, "metric": outcome.metric, "label": outcome.label,
+        "trials": len(statuses), "statuses": {status: statuses.count(status) for status in sorted({*statuses})},
+        "epochs": sum(len(record.epochs) for record in outcome.records), "seconds": outcome.seconds,
+        "winner": {
+            "trial": outcome.winner.number, "settings": outcome.winner.settings,
+            "value": max(values_of(outcome.winner, outcome.metric)),
+        },
+        "overrides": outcome.overrides,
+        "policy": None if outcome.policy is None else asdict(outcome.policy),
+        "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
+    }
+
+
+def _keys(outcome: Outcome) -> list[str]:
+    return list(dict.fromkeys(override.partition("=")[0] for override in outcome.overrides))
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
