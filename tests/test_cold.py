@@ -141,7 +141,7 @@ def cold(tiny_recipe, tmp_path_factory) -> tuple[Dataset, Pipeline]:
     recipe = override_recipe(tiny_recipe, ["data.split=cold_items", "data.cold_fold=0"])
     dataset = Dataset(ingest(recipe, Path(), workspace, use_ray=False))
     bundle = Bundle(write_tiny_bundle(recipe, dataset, workspace.root("bundle"), profiles=texts_of(dataset)))
-    index = Index(build_index(bundle, recipe.index, workspace.root("index")))
+    index = Index.load(build_index(bundle, recipe.index, workspace.root("index")).uri)
     return dataset, Pipeline(dataset, bundle, index, policy=bundle.policy.model_copy(
         update={"cold_scale": 3.0, "candidates": bundle.policy.candidates | {"cold": 20}}
     ))

@@ -102,7 +102,7 @@ def test_an_approximate_index_that_finds_too_little_is_refused_and_leaves_nothin
 
 
 def test_an_opened_index_is_measured_again_before_it_is_served(bundle, tmp_path):
-    index = Index(build_index(bundle, IndexConfig(kind="hnsw"), str(tmp_path)))
+    index = Index.load(build_index(bundle, IndexConfig(kind="hnsw"), str(tmp_path)).uri)
     assert measured_recall(index, bundle, index.config) == index.artifact.manifest.metrics["recall@100"]
     strict = index.config.model_copy(update={"min_recall": 1.5})
     with pytest.raises(ArtifactError, match=r"of the true 100 nearest items, below index\.min_recall 1\.5"):

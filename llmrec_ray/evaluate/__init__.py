@@ -9,5 +9,9 @@ from llmrec_ray.evaluate.protocol import Protocol, Task
 from llmrec_ray.evaluate.report import Evaluation
 from llmrec_ray.evaluate.run import evaluate
 from llmrec_ray.evaluate.systems import Ranking
+from llmrec_ray.evaluate.validation import validation_value
 
-__all__ = ["Comparison", "Evaluation", "Protocol", "Ranking", "Task", "compare", "evaluate", "fit_baseline"]
+__all__ = [
+    "Comparison", "Evaluation", "Protocol", "Ranking", "Task", "compare", "evaluate", "fit_baseline",
+    "validation_value",
+]

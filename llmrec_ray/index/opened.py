@@ -9,11 +9,13 @@ Shapes: B users, N items with those added, D vector size, k list length. Knows n
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 
 from llmrec_ray.arrays import map_arrays
 from llmrec_ray.artifact import Artifact, open_artifact
+from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import IndexConfig
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.index.search import ExactSearch, HnswSearch, Searcher, nearest
@@ -31,18 +33,35 @@ class Index:
     kept_vectors: [N0, D] float32, read-only, of the items that were indexed. added_vectors: [N - N0, D] of later ones.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.config = IndexConfig.model_validate(artifact.manifest.config)
-        self.bundle_id = artifact.manifest.parents["bundle"]
-        self.kept_vectors: FloatArray = map_arrays(artifact.path / "vectors.safetensors")["item_vectors"]
-        self.added_vectors: FloatArray = np.empty((0, self.kept_vectors.shape[1]), np.float32)
-        self._searcher = self._load_searcher()
+    def __init__(
+        self, vectors: FloatArray, searcher: Searcher, config: IndexConfig, bundle_id: str,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.config, self.bundle_id = config, bundle_id
+        self.kept_vectors = vectors
+        self.added_vectors: FloatArray = np.empty((0, vectors.shape[1]), np.float32)
+        self._searcher, self._artifact = searcher, artifact
 
     @classmethod
     def load(cls, uri: str, *, verify: bool = True) -> Index:
         """Load from a URI. Raises ArtifactNotFoundError, ArtifactMismatchError, CorruptArtifactError."""
-        return cls(open_artifact(uri, "index", verify=verify))
+        artifact = open_artifact(uri, "index", verify=verify)
+        config = IndexConfig.model_validate(artifact.manifest.config)
+        vectors = map_arrays(artifact.path / "vectors.safetensors")["item_vectors"]
+        searcher = _load_searcher(artifact.path, vectors, config)
+        return cls(vectors, searcher, config, artifact.manifest.parents["bundle"], artifact)
+
+    @classmethod
+    def exact(cls, bundle: Bundle) -> Index:
+        """Exact search over a Bundle's items that is kept nowhere, for one who only wants to measure the Bundle."""
+        vectors = np.ascontiguousarray(bundle.item_vectors, dtype=np.float32)
+        return cls(vectors, ExactSearch(vectors), IndexConfig(kind="exact"), bundle.id)
+
+    @property
+    def artifact(self) -> Artifact:
+        """What it was loaded from; one that was made in memory has none."""
+        assert self._artifact is not None, "an Index in memory has no artifact. This is a bug."
+        return self._artifact
 
     @property
     def id(self) -> str:
@@ -52,7 +71,7 @@ class Index:
     @property
     def uri(self) -> str:
         """Where the Index is kept."""
-        return self.artifact.uri
+        return "in memory" if self._artifact is None else self._artifact.uri
 
     def __len__(self) -> int:
         return len(self.kept_vectors) + len(self.added_vectors)
@@ -90,13 +109,14 @@ class Index:
             first = self.kept_vectors[kept] @ user_vector
         return np.concatenate([first, self.added_vectors[added] @ user_vector])
 
-    def _load_searcher(self) -> Searcher:
-        if self.config.kind == "exact":
-            return ExactSearch(self.kept_vectors)
-        path = self.artifact.path / "hnsw.faiss"
-        try:
-            return HnswSearch.load(self.kept_vectors, path, self.config.ef_search)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[-200:]
-            message = f"{path} cannot be read ({reason}): restore it or run `llmrec index` again."
-            raise CorruptArtifactError(message) from None
+
+def _load_searcher(folder: Path, vectors: FloatArray, config: IndexConfig) -> Searcher:
+    if config.kind == "exact":
+        return ExactSearch(vectors)
+    path = folder / "hnsw.faiss"
+    try:
+        return HnswSearch.load(vectors, path, config.ef_search)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        message = f"{path} cannot be read ({reason}): restore it or run `llmrec index` again."
+        raise CorruptArtifactError(message) from None
