@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from llmrec_ray.config.section import Fraction, Section
 
 __all__ = ["Choice", "Domain", "IntRange", "LogUniform", "PbtConfig", "TuneConfig", "Uniform", "needs_no_training"]
 
-DOMAINS = frozenset({"loguniform", "uniform", "int", "choice"})
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PBT_DEFAULT_EPOCHS, PBT_QUANTILE = 2, 0.25
 GRACE_EPOCHS, REDUCTION_FACTOR = 2, 3
 POLICY_KEYS = frozenset({"fusion.mode", "fusion.cold_scale", "retrieval.merge", "retrieval.max_candidates"})
 POLICY_PREFIX = "retrieval.candidates."
 
-
-def _in_order(low: float, high: float) -> None:
-    if low >= high:
-        raise ValueError(f"the range is {low:g} to {high:g}: give the smaller bound first, then a larger one")
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class LogUniform(Section):
     """A positive number, every order of magnitude alike."""
 
-    loguniform: tuple[PositiveFloat, PositiveFloat]
+    loguniform: tuple[Positive, Positive]
     """Smallest and largest value."""
 
     @model_validator(mode="after")
@@ -39,7 +45,7 @@ class LogUniform(Section):
 class Uniform(Section):
     """A number, every value alike."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[FiniteFloat, FiniteFloat]
     """Smallest and largest value."""
 
     @model_validator(mode="after")
@@ -64,10 +70,55 @@ class Choice(Section):
     """One of some values."""
 
     choice: Annotated[tuple[Any, ...], Field(min_length=1)]
-    """The values, as the recipe would write them."""
+    """The values, as the recipe would write them; where they have an order, in that order."""
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Choice:
+        for place, value in enumerate(self.choice):
+            if value in self.choice[:place]:
+                raise ValueError(f"{value!r} is there twice: name each value once")
+        return self
 
 
-Domain: TypeAlias = LogUniform | Uniform | IntRange | Choice
+def _in_order(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"the range is {low:g} to {high:g}: give the smaller bound first, then a larger one")
+
+
+KINDS: dict[str, tuple[type[Section], str]] = {
+    "loguniform": (LogUniform, "two positive numbers, the smaller first"),
+    "uniform": (Uniform, "two numbers, the smaller first"),
+    "int": (IntRange, "two whole numbers, the smaller first"),
+    "choice": (Choice, "a list of at least one value"),
+}
+
+
+def _read_domain(value: Any) -> Any:
+    """One message for what is wrong with it, where a union of sections would give one for each of them."""
+    if isinstance(value, Section):
+        return value
+    if not (isinstance(value, Mapping) and len(value) == 1 and KINDS.keys() & value.keys()):
+        raise ValueError(
+            f"{_written(value)} does not say where values may lie: give {{loguniform: [low, high]}}, "
+            "{uniform: [low, high]}, {int: [low, high]} or {choice: [value, ...]}"
+        )
+    [(kind, bounds)] = value.items()
+    section, wanted = KINDS[kind]
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        [problem, *_] = error.errors()
+        if problem["type"] == "value_error":
+            raise problem["ctx"]["error"] from None
+        raise ValueError(f"{kind} takes {wanted}, not {_written(bounds)}") from None
+
+
+def _written(value: Any) -> str:
+    """In one line, as a recipe would write it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+Domain: TypeAlias = Annotated[LogUniform | Uniform | IntRange | Choice, BeforeValidator(_read_domain)]
 
 
 def _flat(search: Any) -> Any:
@@ -77,7 +128,7 @@ def _flat(search: Any) -> Any:
     flat: dict[str, Any] = {}
     for key, value in search.items():
         inner = value if isinstance(value, Mapping) else {}
-        if inner and not DOMAINS & inner.keys():
+        if inner and not KINDS.keys() & inner.keys():
             flat |= {f"{key}.{rest}": domain for rest, domain in _flat(inner).items()}
         else:
             flat[key] = value
@@ -148,12 +199,12 @@ class TuneConfig(Section):
             raise ValueError("fresh_seeds names a seed twice: give different ones")
         return self
 
-
-def needs_no_training(key: str) -> bool:
-    """Whether a dotted key of the recipe is searched on stored scores of a trained model, in seconds."""
-    return key in POLICY_KEYS or key.startswith(POLICY_PREFIX)
-
     @property
     def pbt_rules(self) -> PbtConfig:
         """`pbt` with its defaults."""
         return self.pbt or PbtConfig()
+
+
+def needs_no_training(key: str) -> bool:
+    """Whether a dotted key of the recipe is searched on stored scores of a trained model, in seconds."""
+    return key in POLICY_KEYS or key.startswith(POLICY_PREFIX)
