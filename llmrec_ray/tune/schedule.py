@@ -107,7 +107,7 @@ def _next_generation(plan: Plan, records: Sequence[TrialRecord], active: Collect
     if any(other.done < record.done for other in alive):
         return None
     until = min(plan.epochs, record.done + _every(plan))
-    step = next_step(record, record.done, records, plan.config, plan.space, plan.seed)
+    step = next_step(record, record.done, records, plan.config, plan.space, plan.seed, plan.metric)
     if step is None:
         return Leg(record.number, until)
     donor = next(other for other in records if other.number == step.donor)
