@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,13 +68,19 @@ def fit_fusion(
     return fitted.fusion
 
 
-def fit_modes(recipe: Recipe, dataset: Dataset, bundle: Bundle) -> dict[FusionMode, FittedMode]:
-    """Every mode on the towers of a Bundle, for an ablation; cross-fitting is done once."""
+def fit_modes(
+    recipe: Recipe, dataset: Dataset, bundle: Bundle, modes: Sequence[FusionMode] | None = None
+) -> dict[FusionMode, FittedMode]:
+    """Modes on the towers of a Bundle, all that its signals allow unless they are named; cross-fitting is done once."""
     fitting = _Fitting(recipe, dataset, bundle, bundle.calibration, bundle.policy)
+    return {mode: fitting.fit(mode) for mode in (_possible_modes(recipe, bundle) if modes is None else modes)}
+
+
+def _possible_modes(recipe: Recipe, bundle: Bundle) -> list[FusionMode]:
     modes: list[FusionMode] = ["late", "feature", "gated", "learned"]
     if {_cascade(recipe).first, _cascade(recipe).then} <= set(bundle.signal_names):
         modes.append("cascade")
-    return {mode: fitting.fit(mode) for mode in modes}
+    return modes
 
 
 class _Fitting:
