@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -99,6 +101,33 @@ def train(disk: Path) -> dict[str, Any]:
             (disk / "filler").unlink()
         trained = run_training(recipe, inputs_of_board(), f"{disk}/unforeseen", resume=True)
         report["losses"] = [epoch["loss"] for epoch in trained.epochs]
+    return report
+
+
+def search(disk: Path) -> dict[str, Any]:
+    """A campaign whose disk fills up after two epochs of its first trial, and again when there is room."""
+    from llmrec_ray.cluster import connected
+    from llmrec_ray.config import override_recipe
+    from llmrec_ray.stages import tune_stage
+    from llmrec_ray.tune.records import Records
+    from tests.tune_campaigns import slow_board
+
+    recipe = override_recipe(slow_board(disk), ["tune.name=full", "tune.trials=2"])
+    records = Records(f"{recipe.workspace}/tune/full")
+
+    def fill_in_mid_training() -> None:
+        while not any(len(record.epochs) >= 2 for record in records.load()):
+            time.sleep(0.02)
+        fill(disk)
+
+    report: dict[str, Any] = {}
+    with connected(num_cpus=2):
+        threading.Thread(target=fill_in_mid_training, daemon=True).start()
+        report["said"] = said_of(lambda: tune_stage(recipe))
+        report["failed when full"] = [record.reason for record in records.load() if record.status == "failed"]
+        (disk / "filler").unlink()
+        report["said later"] = said_of(lambda: tune_stage(recipe, resume="full"))
+    report["records"] = [record.model_dump(mode="json") for record in records.load()]
     return report
 
 

@@ -1,0 +1,268 @@
+"""Campaigns that are killed, stopped, robbed of a machine or of their disk, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrec_ray.config import Recipe
+from llmrec_ray.tune.records import TrialRecord
+from tests.full_disk import try_on_small_disk
+from tests.test_cluster_drills import head, processes_of_session  # noqa: F401  head is a fixture
+from tests.tune_campaigns import (
+    EPOCHS,
+    ROOT,
+    TRIALS,
+    Campaign,
+    Moment,
+    between_trials,
+    files_of,
+    first_trial_begins,
+    mid_training,
+    slow_board,
+    table,
+    trial_folder,
+    two_in_training,
+)
+
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("campaigns")
+
+
+@pytest.fixture(scope="module")
+def recipe(folder) -> Recipe:
+    return slow_board(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, folder) -> list[TrialRecord]:
+    """The records of a campaign that nobody disturbed."""
+    campaign = Campaign.of(recipe, folder, "whole")
+    campaign.run()
+    return campaign.records()
+
+
+@pytest.fixture
+def campaign(recipe, folder, request) -> Campaign:
+    return Campaign.of(recipe, folder, re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60])
+
+
+def check_goes_on(campaign: Campaign, whole: Sequence[TrialRecord], *overrides: str) -> dict[str, Any]:
+    """--resume brings a stopped campaign to where the undisturbed one came, and repeats nothing."""
+    before = campaign.records()
+    over = [record for record in before if record.status != "running"]
+    files = {record.number: files_of(trial_folder(campaign, record.number)) for record in over}
+    result = campaign.run(*overrides, resume=True)
+    after = campaign.records()
+    assert table(after) == table(whole)
+    for record in before:
+        kept = record.epochs if record in over else record.epochs[:-1]  # the newest checkpoint may not be committed
+        assert after[record.number].epochs[: len(kept)] == kept, "epochs that were over are not trained again"
+    for record in over:
+        assert after[record.number] == record
+        assert files_of(trial_folder(campaign, record.number)) == files[record.number]
+    assert result["metrics"]["trials"] == len(whole)
+    return result
+
+
+def test_a_campaign_that_nobody_disturbs_trains_every_trial_to_the_end(whole):
+    assert [record.number for record in whole] == [*range(TRIALS)]
+    assert all(record.status == "finished" and len(record.epochs) == EPOCHS for record in whole)
+    assert len({json.dumps(record.settings) for record in whole}) == TRIALS
+
+
+@pytest.mark.parametrize(("moment", "at_once"), [
+    (first_trial_begins, 1), (mid_training, 1), (between_trials, 1), (two_in_training, 2),
+], ids=["first_epoch", "mid_training", "between_trials", "two_at_once"])
+def test_a_driver_that_is_killed_in_mid_campaign_goes_on(campaign, whole, moment: Moment, at_once):
+    with campaign.started(f"tune.max_concurrent={at_once}") as running:
+        running.wait_for(moment)
+        assert running.end(signal.SIGKILL) == -signal.SIGKILL
+        assert processes_of_session(running.process.pid) == []
+    check_goes_on(campaign, whole)
+
+
+def test_a_campaign_goes_on_however_often_it_is_killed(campaign, whole):
+    for n in range(1, TRIALS):
+        with campaign.started(resume=n > 1) as running:
+            running.wait_for(lambda records, n=n: len(records) == n and len(records[-1].epochs) >= 2)
+            running.end(signal.SIGKILL)
+    check_goes_on(campaign, whole)
+
+
+def test_a_campaign_that_is_over_is_only_shown_again(campaign, whole):
+    first = campaign.run()
+    started = time.monotonic()
+    files = files_of(campaign.root / "records") | files_of(campaign.root / "trials")
+    again = check_goes_on(campaign, whole)
+    assert files_of(campaign.root / "records") | files_of(campaign.root / "trials") == files
+    assert again["metrics"]["overrides"] == first["metrics"]["overrides"]
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl_c", "sigterm"])
+def test_a_campaign_that_is_stopped_says_how_to_go_on_and_does(campaign, whole, how, status):
+    with campaign.started() as running:
+        running.wait_for(mid_training)
+        assert running.end(how) == status, running.said()
+        assert f"--resume {campaign.name}" in running.said()
+        assert "Traceback" not in running.said()
+        assert processes_of_session(running.process.pid) == []
+    check_goes_on(campaign, whole)
+
+
+def test_trials_that_outnumber_the_slots_of_a_small_cluster_take_turns(campaign, whole):
+    campaign.run("num_cpus=1", "tune.max_concurrent=4")
+    assert table(campaign.records()) == table(whole)
+
+
+def test_a_cluster_too_small_for_one_trial_is_refused_at_once(campaign):
+    started = time.monotonic()
+    with campaign.started("num_cpus=1", "train.num_workers=2", "train.sharding=ddp") as running:
+        assert running.wait() == 1
+        assert running.said().splitlines()[-1] == (
+            "llmrec tune: train.num_workers is 2, which needs 2 CPUs, but Ray has 1: set train.num_workers lower, or "
+            "join a larger cluster."
+        )
+    assert time.monotonic() - started < 60 and campaign.records() == []
+
+
+LOSE_A_NODE = """
+import sys
+import threading
+import time
+
+import ray
+from ray.cluster_utils import Cluster
+
+from llmrec_ray.cli.main import run
+from llmrec_ray.tune.records import Records
+
+root, command = sys.argv[1], sys.argv[2:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+lost = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False)
+
+def lose_it():
+    records = Records(root)
+    while sum(record.status == "running" and len(record.epochs) >= 1 for record in records.load()) < 2:
+        time.sleep(0.02)
+    cluster.remove_node(lost)
+    sys.stderr.write("a node is gone\\n")
+
+threading.Thread(target=lose_it, daemon=True).start()
+status = run(command)
+ray.shutdown()
+cluster.shutdown()
+sys.exit(status)
+"""
+
+
+def test_a_campaign_that_loses_a_node_goes_on_with_what_is_left(campaign, whole):
+    _, _, _, *command = campaign.command("tune.max_concurrent=2")
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE_A_NODE, str(campaign.root), "tune", *command], cwd=ROOT, text=True,
+        capture_output=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and "a node is gone" in done.stderr, done.stderr[-6000:]
+    assert table(campaign.records()) == table(whole)
+
+
+class Jobs:
+    """`ray job …` against a running cluster."""
+
+    def __init__(self, environment: Mapping[str, str], dashboard: str) -> None:
+        self._environment, self._dashboard = environment, dashboard
+
+    def call(self, verb: str, *arguments: str) -> str:
+        command = [RAY, "job", verb, "--address", self._dashboard, *arguments]
+        done = subprocess.run(command, env=dict(self._environment), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def status(self, job: str) -> str:
+        [found] = re.findall(r"Status for job '[^']*': (\w+)", self.call("status", job)) or ["unknown"]
+        return found
+
+
+def test_a_submitted_campaign_is_stopped_and_goes_on_as_another_job(campaign, whole, head):  # noqa: F811
+    jobs = Jobs(*head)
+    jobs.call("submit", "--no-wait", "--submission-id", "first", "--", *campaign.command())
+    for records in polled(campaign, timeout_s=180):
+        if mid_training(records):
+            break
+    jobs.call("stop", "first")
+    assert jobs.status("first") == "STOPPED"
+    before = {record.number: record for record in campaign.records() if record.status == "finished"}
+    said = jobs.call("submit", "--submission-id", "second", "--", *campaign.command(resume=True))
+    assert jobs.status("second") == "SUCCEEDED"
+    result = next(json.loads(line) for line in said.splitlines() if line.startswith('{"uri"'))
+    assert result["metrics"]["trials"] == TRIALS
+    after = campaign.records()
+    assert table(after) == table(whole)
+    assert all(after[number] == record for number, record in before.items())
+
+
+def polled(campaign: Campaign, *, timeout_s: float) -> Iterator[list[TrialRecord]]:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        yield campaign.records()
+        time.sleep(0.05)
+    pytest.fail(f"that moment never came: {campaign.records()}")
+
+
+def test_a_disk_that_fills_up_while_recording_stops_the_campaign_which_goes_on_when_there_is_room(tmp_path):
+    report = try_on_small_disk("search", tmp_path, size_kb=20_000, timeout_s=280)
+    assert re.match(r"(DiskFullError|TrainingError): .* is full|has .* MB free", report["said"]), report["said"]
+    assert "resume" in report["said"]
+    assert report["failed when full"] == [], "a full disk is not the trials' fault"
+    assert report["said later"] == "nothing", report["said later"]
+    assert [record["status"] for record in report["records"]] == ["finished"] * len(report["records"])
+
+
+def finished_seeds(campaign: Campaign) -> list[Path]:
+    """Records of what was trained again and judged."""
+    return sorted((campaign.root / "confirm").glob("*.json"))
+
+
+@contextlib.contextmanager
+def confirming(campaign: Campaign) -> Iterator[Any]:
+    """A campaign that is retraining its winner on fresh seeds."""
+    with campaign.started("tune.trials=1", "tune.fresh_seeds=[101, 102]", "tune.score_test=true") as running:
+        running.wait_for(lambda _: (campaign.root / "confirm").is_dir() and any(finished_seeds(campaign)))
+        yield running
+
+
+def test_a_driver_that_is_killed_while_the_winner_is_checked_goes_on_and_scores_the_test_split_once(campaign):
+    scorings = campaign.root.parents[1] / "evaluations.jsonl"
+    before = lines_of(scorings)
+    with confirming(campaign) as running:
+        running.end(signal.SIGKILL)
+    judged = {path.name: path.read_bytes() for path in finished_seeds(campaign)}
+    campaign.run(resume=True)
+    after = {path.name: path.read_bytes() for path in finished_seeds(campaign)}
+    assert judged.items() <= after.items() and len(after) == 4, "what was judged is not trained again"
+    campaign.run(resume=True)
+    [line] = lines_of(scorings)[len(before):]
+    assert json.loads(line)["split"] == "test"
+
+
+def lines_of(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
