@@ -18,6 +18,7 @@ from llmrec_ray.errors import DataError
 from llmrec_ray.index import Index, build_index
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.model.reranker import LearnedCorrection
+from llmrec_ray.policy import weight_curve
 from llmrec_ray.ranking import target_ranks
 from llmrec_ray.recommend import Pipeline, Request
 from llmrec_ray.signals import (
@@ -30,7 +31,6 @@ from llmrec_ray.signals import (
     Given,
     WeightedFusion,
     load_fusion,
-    weight_curve,
 )
 from llmrec_ray.train.crossfit import hold_out, make_lists
 from llmrec_ray.train.fusing import fit_modes

@@ -8,8 +8,9 @@ import pytest
 
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset
+from llmrec_ray.policy import newcomer_weights
 from llmrec_ray.signals import ProfileMap
-from llmrec_ray.train.newcomers import newcomer_weights, profile_map
+from llmrec_ray.train.newcomers import profile_map
 from llmrec_ray.types import Histories
 
 USERS = np.arange(40)

@@ -3,8 +3,9 @@ import pytest
 from pydantic import ValidationError
 
 from llmrec_ray.metrics import ndcg
+from llmrec_ray.policy import search_weights
 from llmrec_ray.ranking import mask_seen, target_ranks
-from llmrec_ray.signals import Calibration, FusionPolicy, fuse, search_weights
+from llmrec_ray.signals import Calibration, FusionPolicy, fuse
 from llmrec_ray.types import Histories
 
 USERS, ITEMS = 60, 40

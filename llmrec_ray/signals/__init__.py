@@ -11,15 +11,7 @@ from llmrec_ray.signals.fusion import CandidateLists, Fusion, Given, calibrated
 from llmrec_ray.signals.gated import GatedFusion
 from llmrec_ray.signals.ials import Ials
 from llmrec_ray.signals.item_knn import ItemKnn
-from llmrec_ray.signals.late import (
-    Calibration,
-    FusionPolicy,
-    WeightSearch,
-    fuse,
-    recipe_policy,
-    search_weights,
-    weight_curve,
-)
+from llmrec_ray.signals.late import Calibration, FusionPolicy, fuse, recipe_policy
 from llmrec_ray.signals.markov import MarkovChain
 from llmrec_ray.signals.modes import CascadeFusion, CorrectedFusion, Correction, WeightedFusion, load_fusion
 from llmrec_ray.signals.new_items import GrownItemItem, NewItems
@@ -57,14 +49,11 @@ __all__ = [
     "Signal",
     "TextCosine",
     "TfidfContent",
-    "WeightSearch",
     "WeightedFusion",
     "calibrated",
     "center",
     "fuse",
     "load_fusion",
     "recipe_policy",
-    "search_weights",
     "to_text_space",
-    "weight_curve",
 ]

@@ -26,6 +26,7 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.model.onnx import AnyEncoder
 from llmrec_ray.model.source import resolve_model
 from llmrec_ray.model.tuning import load_tuned
+from llmrec_ray.policy import ValidatedFusion, fuse_on_validation, make_policy, validation_users
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.signals import (
     Calibration,
@@ -42,7 +43,6 @@ from llmrec_ray.train.inputs import TrainingInputs, build_recommender
 from llmrec_ray.train.newcomers import profile_map
 from llmrec_ray.train.quantized import quantize_text
 from llmrec_ray.train.run import TrainedModel, run_training
-from llmrec_ray.train.validated import ValidatedFusion, fuse_on_validation, make_policy, validation_users
 from llmrec_ray.train.warm import center_of, with_encoder_of
 from llmrec_ray.types import FloatArray, Histories, IntArray
 
@@ -80,11 +80,14 @@ def train_bundle(
     *,
     start: Bundle | None = None,
     resume: bool = False,
+    run_dir: str | None = None,
+    show_progress: bool = True,
 ) -> Artifact:
     """Train on the Dataset's train split and keep the result as a Bundle.
 
     raw_text: [N, T] float32 output per item row of the encoder that training starts with, see `with_encoder_of`, or
-    None when items have no texts. start: what `open_start` gave.
+    None when items have no texts. start: what `open_start` gave. run_dir: folder or URI of the training run, by default
+    one of the workspace; with `resume` a run that is over there, such as a trial's, is made a Bundle as it is.
     Raises TrainingError, ClusterError, ConfigError, ArtifactNotFoundError or ArtifactMismatchError (nothing, or
     another run, to resume), DiskFullError, and CorruptArtifactError when the Bundle on disk does not score as the one
     in memory.
@@ -93,7 +96,10 @@ def train_bundle(
     text = None if raw_text is None else TextSpace.of(raw_text, center_of(recipe, start))
     started = with_encoder_of(recipe, start)
     inputs = TrainingInputs.of(started, dataset, _vectors(text), _center(text), start=start)
-    trained = run_training(started, inputs, f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume)
+    trained = run_training(
+        started, inputs, run_dir or f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume,
+        show_progress=show_progress,
+    )
     raw = None if raw_text is None or text is None else (raw_text, text.center)
     scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained, workspace)
     parents = {"dataset": dataset.id} | ({} if start is None else {"bundle": start.id})

@@ -1,7 +1,4 @@
-"""People whom training did not see: weights for those who have clicked little, and a map from profiles to vectors.
-
-Everything is chosen on the validation split. Shapes: B users, T text vector size, d embedding size.
-"""
+"""People whom training did not see: a map from their profiles to user vectors, learnt on the train split."""
 
 from __future__ import annotations
 
@@ -12,30 +9,12 @@ import numpy as np
 from llmrec_ray.bundle import Scorer
 from llmrec_ray.data import Dataset
 from llmrec_ray.model.encoder import TextEncoder
-from llmrec_ray.signals import MIN_PROFILES, Calibration, ProfileMap, search_weights
+from llmrec_ray.signals import MIN_PROFILES, ProfileMap
 from llmrec_ray.types import Histories, IntArray
 
-__all__ = ["newcomer_weights", "profile_map"]
+__all__ = ["profile_map"]
 
 MAX_PROFILES = 20_000
-
-
-def newcomer_weights(
-    dataset: Dataset, scorer: Scorer, calibration: Calibration, names: list[str], users: IntArray, events: int
-) -> dict[str, float]:
-    """Weights of the signals `names` for people with fewer than `events` events, of whom nothing else is known.
-
-    users: rows of people with a validation target. Each takes part as somebody unknown who did only the newest 1, 2, …
-    events - 1 things of the train history, in turn; nothing of that history is to be recommended again.
-    """
-    seen, targets = dataset.histories("train").select(users), dataset.targets("validation")[users]
-    newest = [items[-(1 + place % (events - 1)):] for place, items in enumerate(seen)]
-    few = Histories.from_lists(newest, asked_at=seen.asked_at)
-    vectors = scorer.user_vectors(few)
-    scores = {name: scorer.score_catalogue(name, few, vectors) for name in names}
-    for raw in scores.values():
-        raw[:, scorer.cold.rows] = np.nan
-    return search_weights(scores, targets, seen, calibration).weights
 
 
 def profile_map(dataset: Dataset, scorer: Scorer, encoder: TextEncoder) -> ProfileMap | None:

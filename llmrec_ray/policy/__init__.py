@@ -1,0 +1,22 @@
+"""What is chosen on stored scores of the validation split, without training: weights, candidate counts, and the rest.
+
+One owner for the whole project: training, tuning and `publish` take from here what they serve.
+"""
+
+from llmrec_ray.policy.components import Components, component_scores, validation_users
+from llmrec_ray.policy.trained import ValidatedFusion, choose_weights, fuse_on_validation, make_policy, newcomer_weights
+from llmrec_ray.policy.weights import WeightSearch, search_weights, weight_curve
+
+__all__ = [
+    "Components",
+    "ValidatedFusion",
+    "WeightSearch",
+    "choose_weights",
+    "component_scores",
+    "fuse_on_validation",
+    "make_policy",
+    "newcomer_weights",
+    "search_weights",
+    "validation_users",
+    "weight_curve",
+]
