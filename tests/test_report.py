@@ -12,17 +12,17 @@ from llmrec_ray.artifact import Workspace, open_artifact
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.data import Dataset
 from llmrec_ray.evaluate import Evaluation, evaluate
-from llmrec_ray.evaluate.charts import Bar, Interval, grouped_bars, interval_chart, line_chart, stacked_bar
 from llmrec_ray.evaluate.details import with_details
 from llmrec_ray.evaluate.examples import Example, ExampleItem, make_examples
 from llmrec_ray.evaluate.html import render_report
 from llmrec_ray.metrics import ndcg_gains, paired_difference, summarise
+from llmrec_ray.pages import Bar, Interval, grouped_bars, interval_chart, line_chart, stacked_bar
 from llmrec_ray.recommend import Pipeline
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 USERS = 60
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-CSS = (resources.files("llmrec_ray.evaluate") / "templates" / "report.css").read_text()
+CSS = (resources.files("llmrec_ray.pages") / "templates" / "page.css").read_text()
 
 
 class Page(HTMLParser):

@@ -13,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmrec_ray.evaluate.charts import Bar, Interval, grouped_bars, interval_chart, line_chart, stacked_bar
 from llmrec_ray.evaluate.examples import Example
 from llmrec_ray.evaluate.report import Evaluation, Segment
+from llmrec_ray.pages import Bar, Interval, grouped_bars, interval_chart, line_chart, render, stacked_bar
 
 __all__ = ["render_report", "write_report"]
 
@@ -72,13 +71,8 @@ def write_report(folder: Path, evaluation: Evaluation, examples: Sequence[Exampl
 
 def render_report(evaluation: Evaluation, examples: Sequence[Example]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("llmrec_ray.evaluate", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": _figure, "signed": _signed, "count": _count, "rank": _rank}
     view = _View(evaluation, examples)
-    return environment.get_template("report.html").render(view=view, evaluation=evaluation, examples=examples)
+    return render("llmrec_ray.evaluate", "report.html", view=view, evaluation=evaluation, examples=examples)
 
 
 class _View:
@@ -256,17 +250,5 @@ def _above_and_below(shares: dict[str, float]) -> tuple[float, float]:
     return sum(value for value in values if value > 0), sum(value for value in values if value < 0)
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
-
-
 def _count(value: int) -> str:
     return f"{value:,}"
-
-
-def _rank(value: float) -> str:
-    return f"{value:g}"
