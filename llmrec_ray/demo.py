@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from llmrec_ray import stages
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.evaluate import Evaluation
 from llmrec_ray.release import Release
@@ -26,6 +26,7 @@ __all__ = ["run_demo"]
 logger = logging.getLogger(__name__)
 
 HTTP_TIMEOUT_S = 30.0
+SMALL_CAMPAIGN = ("tune.trials=4", "tune.fresh_seeds=[]")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens without http_proxy, which cannot reach an endpoint of this machine."""
 
@@ -64,7 +65,7 @@ def _make(recipe: Recipe, clock: _Clock, *, tune: bool) -> tuple[Recipe, Evaluat
             stages.embed_stage(recipe)
     if tune:
         with clock.time("tune"):
-            recipe = stages.tuned_recipe(recipe, stages.tune_stage(recipe))
+            recipe = stages.tuned_recipe(recipe, stages.tune_stage(override_recipe(recipe, SMALL_CAMPAIGN)))
     with clock.time("train"):
         stages.train_stage(recipe)
     with clock.time("index"):

@@ -113,33 +113,26 @@ def embed_stage(recipe: Recipe, dataset_uri: str | None = None) -> FloatArray:
         return embed(dataset.item_texts, encoder, _workspace(recipe), ids=[*dataset.items])
 
 
-def tune_stage(recipe: Recipe, dataset_uri: str | None = None) -> Artifact:
-    """A Dataset -> a Campaign: trials over learning rate and fusion weight, and the winner."""
-    from llmrec_ray.train import TextSpace, center_of, open_start, with_encoder_of
+def tune_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: str | None = None) -> Artifact:
+    """A Dataset -> a Campaign: what `tune.search` says is searched, and the winner; or on with the one named."""
     from llmrec_ray.tune import best_overrides, tune
 
-    dataset, start = open_dataset(recipe, dataset_uri), open_start(recipe)
+    dataset = open_dataset(recipe, dataset_uri)
     with ray_for(recipe):
-        raw = None if not recipe.data.items else embed_stage(with_encoder_of(recipe, start), dataset.uri)
-        text = None if raw is None else TextSpace.of(raw, center_of(recipe, start))
-        vectors, center = (None, None) if text is None else (text.vectors, text.center)
-        campaign = tune(recipe, dataset, vectors, center, _workspace(recipe), start=start)
+        campaign = tune(recipe, dataset, _workspace(recipe), resume=resume)
     metrics = campaign.manifest.metrics
-    logger.info("campaign %s: best of %d trials has validation %s %.4f with %s", campaign.id, metrics["trials"],
-                metrics["metric"], metrics["best"]["value"], ", ".join(best_overrides(campaign)))
+    logger.info("campaign %s: the best of %d trials, number %d, has %s %.4f with %s", metrics["name"],
+                metrics["trials"], metrics["winner"], metrics["metric"], metrics["value"],
+                ", ".join(best_overrides(campaign)))
+    logger.info("The report is %s/report.html, the recipe of the winner %s/best.yaml", campaign.uri, campaign.uri)
     return campaign
 
 
 def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
-    """The recipe with the winner's training settings.
-
-    The winner's fusion weight is left out: training searches the weights of all signals, of which the
-    campaign's two are a part.
-    """
+    """The recipe with the winner's settings."""
     from llmrec_ray.tune import best_overrides
 
-    settings = [override for override in best_overrides(campaign) if override.startswith("train.")]
-    return override_recipe(recipe, settings)
+    return override_recipe(recipe, best_overrides(campaign))
 
 
 def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:

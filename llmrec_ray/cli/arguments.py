@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = verb("demo", "Run every stage in order on the recipe's data, then serve.")
     demo.add_argument("--no-serve", action="store_true", help="stop after evaluation and publishing")
-    demo.add_argument("--tune", action="store_true", help="run the small tuning campaign before training")
+    demo.add_argument("--tune", action="store_true", help="run a campaign of 4 trials before training")
 
     data = verbs.add_parser("data", help="Public data sets.", description="Public data sets.")
     data_verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = verb("train", "A Dataset -> a Bundle, with Ray Train.")
     _artifact_options(train, "dataset")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
-    _artifact_options(verb("tune", "Search learning rate and fusion weight with Ray Tune."), "dataset")
+    tune = verb("tune", "Search what the recipe's tune section names, with Ray Tune.")
+    _artifact_options(tune, "dataset")
+    tune.add_argument("--resume", metavar="NAME", help="go on with a campaign that was stopped, or make it larger")
     _artifact_options(verb("index", "A Bundle -> an Index for retrieval."), "bundle")
     _evaluate_options(verbs)
     publish = verb("publish", "Dataset + Bundle + Index -> the current Release.")

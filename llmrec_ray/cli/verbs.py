@@ -48,7 +48,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
 
 
 def _tune(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
-    emit(_summary(stages.tune_stage(recipe, arguments.dataset)))
+    emit(_summary(stages.tune_stage(recipe, arguments.dataset, resume=arguments.resume)))
 
 
 def _index(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:

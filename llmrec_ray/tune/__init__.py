@@ -1,4 +1,4 @@
-"""Campaigns: many short trainings through Ray Tune, one winner."""
+"""Campaigns: many trainings through Ray Tune, one winner, and whether it is luck."""
 
 from llmrec_ray.tune.campaign import best_overrides, tune
 

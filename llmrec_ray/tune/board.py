@@ -1,4 +1,4 @@
-"""Epochs of trials -> TensorBoard runs below `<campaign>/tensorboard`, one per trial: scalars by epoch, hyperparameters.
+"""Epochs of trials -> TensorBoard runs below `<campaign>/tensorboard`, one per trial, with its hyperparameters.
 
 A resumed trial goes on in its run. TensorBoard reads folders and buckets; it is only written where it can be appended
 to, on a disk.

@@ -1,85 +1,80 @@
-"""A recipe and a Dataset -> a Campaign: trials over learning rate and late-fusion weight, and the winner.
+"""A recipe and a Dataset -> a Campaign: the search, the winner without luck, and a page that shows it.
 
-Each trial is a Ray Train run of its own inside a Ray Tune trial; ASHA stops the poor ones early. A trial is
-judged by the validation NDCG@10 of the neural signal fused with the item-item signal, or of the neural signal
-alone where the recipe does not fuse. The test split is not read.
+    search   trials by Ray Tune, see `judge` and `schedule`: what needs training
+    policy   what needs none, on stored scores of the winner
+    confirm  winner and recipe again, on seeds that the search has not seen; the test split once
 
-    results.parquet   one row per trial: configuration, best value, epochs, how it ended
-    epochs.parquet    one row per trial and epoch
+Everything lies in `<workspace>/tune/<name>` while it runs, so that whoever is killed goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import uuid
 from dataclasses import replace
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import polars as pl
-import ray.tune
-from ray.tune.logger import JsonLoggerCallback
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from tqdm import tqdm
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llmrec_ray.artifact import Artifact, Workspace, create_artifact
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json, write_json_atomic
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Choice, Domain, Recipe, override_recipe
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import TrainingError
-from llmrec_ray.signals import Ease
-from llmrec_ray.train import LateFusion, TrainingInputs, run_training, with_encoder_of
-from llmrec_ray.train.worker import stop_file
-from llmrec_ray.types import FloatArray
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ConfigError, LlmrecError, TrainingError
+from llmrec_ray.policy import PolicyFound, search_policy
+from llmrec_ray.train import fit_modes, open_start, train_bundle
+from llmrec_ray.tune.confirm import confirm
+from llmrec_ray.tune.judge import Judge
+from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.records import TrialRecord, best_record, values_of
+from llmrec_ray.tune.report import write_outcome
+from llmrec_ray.tune.schedule import Plan
+from llmrec_ray.tune.search import concurrent_trials, run_search
+from llmrec_ray.tune.shared import SharedInputs, fuses, text_of
+from llmrec_ray.tune.space import overrides_of, split_levels
+from llmrec_ray.tune.trial import run_folder, trial_recipe
 
-__all__ = ["best_overrides", "tune"]
+__all__ = ["best_overrides", "campaign_root", "tune"]
 
 logger = logging.getLogger(__name__)
 
-NEURAL, FUSED = "ndcg@10", "late_ndcg@10"
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-"""No TensorBoard files, no tables: the bar and the Campaign say it all."""
-TRIAL_RESOURCES = {"memory": 2**20}
-"""A trial itself only waits for its training workers, which ask for CPUs of their own; Tune wants something."""
+MAY_DIFFER = (
+    "workspace", "num_cpus", "serve", "tune.name", "tune.trials", "tune.time_budget_s", "tune.max_concurrent",
+    "tune.fresh_seeds", "tune.score_test", "tune.policy_tolerance", "train.num_workers", "train.min_workers",
+    "train.use_gpu", "train.max_failures", "encoder.num_actors",
+)
+"""Settings that may be others when a campaign is resumed: how long it goes on, and on how many machines."""
+NAMED = 5
 
 
-def tune(
-    recipe: Recipe,
-    dataset: Dataset,
-    text_vectors: FloatArray | None,
-    text_center: FloatArray | None,
-    workspace: Workspace,
-    *,
-    start: Bundle | None = None,
-) -> Artifact:
-    """Run `tune.trials` trials on the connected Ray and keep the campaign; `best_overrides` reads the winner.
+def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str | None = None) -> Artifact:
+    """Run the campaign of `recipe.tune` on the connected Ray, or go on with the one named `resume`.
 
-    text_vectors [N, T] and text_center [T] as `TrainingInputs` takes them. start: what `open_start` gave.
-    Raises TrainingError when every trial failed.
+    `best_overrides` reads the winner. Raises ConfigError for a search space or a name that cannot be used,
+    TrainingError when every trial failed, ClusterError when there is no room for a trial, ArtifactNotFoundError or
+    ArtifactMismatchError for a campaign that cannot be resumed, DiskFullError when no more can be written down.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    started = with_encoder_of(recipe, start)
-    inputs = TrainingInputs.of(started, dataset, text_vectors, text_center, start=start)
-    partner = _partner_scores(recipe, dataset) if _fuses(recipe) else None
-    folder = workspace.local_folder("tune")
-    grid = _run(started, inputs, partner, folder)
-    metric = NEURAL if partner is None else FUSED
-    results, epochs = _tables(grid, metric)
-    if results["value"].null_count() == len(results):
-        raise TrainingError(f"All {len(results)} trials failed; the first said: {results['error'][0]}")
-    best = results.sort("value", descending=True, nulls_last=True).row(0, named=True)
-    artifact = create_artifact(
-        workspace.root("campaign"), "campaign", lambda path: _write(path, results, epochs),
-        config=recipe.model_dump(mode="json"), parents={"dataset": dataset.id},
-        metrics={"metric": metric, "best": best, "overrides": _overrides(best), "trials": len(results)},
-    )
-    workspace.set_latest("campaign", artifact.uri)
-    return artifact
+    name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    root = campaign_root(workspace, name)
+    plan = _plan(recipe, split_levels(recipe)[0])
+    concurrent = concurrent_trials(recipe)
+    _open(root, name, recipe, dataset, resume=resume is not None)
+    logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
+                plan.trials, concurrent, root, name)
+    records, seconds = _search(recipe, plan, dataset, workspace, root)
+    winner = best_record(records, plan.metric)
+    if winner is None:
+        reason = next((record.reason for record in records if record.reason), "none had an epoch")
+        raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
+    outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
+    return _keep(outcome, workspace)
+
+
+def campaign_root(workspace: Workspace, name: str) -> str:
+    """Where a campaign lies while it runs."""
+    return f"{workspace.uri}/tune/{name}"
 
 
 def best_overrides(campaign: Artifact) -> list[str]:
@@ -87,141 +82,137 @@ def best_overrides(campaign: Artifact) -> list[str]:
     return [str(override) for override in campaign.manifest.metrics["overrides"]]
 
 
-def _fuses(recipe: Recipe) -> bool:
-    return recipe.fusion.mode == "late" and {"neural", "item_item"} <= set(recipe.fusion.signals)
+def _plan(recipe: Recipe, space: dict[str, Domain]) -> Plan:
+    metric = f"fused_{recipe.tune.metric}" if fuses(recipe) else recipe.tune.metric
+    return Plan(recipe, space, recipe.tune.epochs or recipe.train.epochs, metric)
 
 
-def _partner_scores(recipe: Recipe, dataset: Dataset) -> FloatArray:
-    histories = dataset.histories("train")
-    ease = Ease(recipe.item_item.l2, recipe.item_item.recency).fit(histories, len(dataset.items))
-    return np.nan_to_num(ease.score(histories))
-
-
-def _run(
-    recipe: Recipe, inputs: TrainingInputs, partner: FloatArray | None, folder: Path
-) -> ray.tune.ResultGrid:
-    low, high = recipe.tune.learning_rate
-    space: dict[str, Any] = {"learning_rate": ray.tune.loguniform(low, high)}
-    if partner is not None:
-        space["neural_weight"] = ray.tune.uniform(*recipe.tune.neural_weight)
-    trainable = ray.tune.with_parameters(
-        _trial, recipe=_trial_recipe(recipe).model_dump_json(), inputs=inputs, partner=partner,
-        folder=str(folder),
-    )
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, TRIAL_RESOURCES),
-        param_space=space,
-        tune_config=ray.tune.TuneConfig(
-            metric=NEURAL if partner is None else FUSED, mode="max", num_samples=recipe.tune.trials,
-            search_alg=BasicVariantGenerator(
-                max_concurrent=recipe.tune.max_concurrent, random_state=recipe.seed
-            ),
-            scheduler=_GentleAsha(recipe, folder),
-        ),
-        run_config=ray.tune.RunConfig(
-            name=f"experiment-{uuid.uuid4().hex[:8]}", storage_path=str(folder), verbose=0,
-            callbacks=[JsonLoggerCallback(), _Progress(recipe.tune.trials)],
-        ),
-    )
-    return tuner.fit()
-
-
-class _GentleAsha(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that asks a trial to end itself: a killed one leaves its workers' placement group behind."""
-
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        grace = min(recipe.tune.grace_epochs, recipe.tune.epochs)
-        super().__init__(
-            time_attr="epoch", max_t=recipe.tune.epochs, reduction_factor=2, grace_period=grace
+def _open(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: bool) -> None:
+    """Write down what the campaign is, or look whether it is the one that was begun."""
+    uri, now = f"{root}/campaign.json", {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id}
+    try:
+        before = read_json(uri)
+    except FileNotFoundError:
+        if resume:
+            raise ArtifactNotFoundError(
+                f"There is no campaign {name} in {root.rpartition('/')[0]} to resume: look at the names there, or run "
+                "`llmrec tune` without --resume."
+            ) from None
+        write_json_atomic(uri, now)
+        return
+    if not resume:
+        raise ConfigError(
+            f"There is a campaign {name} in {root.rpartition('/')[0]} already: go on with it by --resume {name}, or "
+            "choose another tune.name."
         )
-        self._folder = folder
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """ASHA's decision, with a stop file in place of a kill."""
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            Path(stop_file(_run_dir(self._folder, trial.trial_id))).touch()
-        return str(TrialScheduler.CONTINUE if decision == TrialScheduler.STOP else decision)
-
-
-def _run_dir(folder: Path, trial_id: str) -> str:
-    return f"{folder}/trials/{trial_id}"
+    changed = sorted(key for key in _changed(before["recipe"], now["recipe"]) if not key.startswith(MAY_DIFFER))
+    if before["dataset"] != dataset.id:
+        changed.append(f"the Dataset ({before['dataset']}, now {dataset.id})")
+    if changed:
+        raise ArtifactMismatchError(
+            f"The campaign {name} cannot be resumed, since {', '.join(changed[:NAMED])} changed: use the recipe and "
+            "data it was started with, or start another campaign."
+        )
+    write_json_atomic(uri, now)
 
 
-def _trial_recipe(recipe: Recipe) -> Recipe:
-    """A trial trains `tune.epochs` epochs; ASHA, not patience, ends it early."""
-    train = recipe.train.model_copy(update={
-        "epochs": recipe.tune.epochs, "patience": recipe.tune.epochs, "checkpoint_steps": None,
-    })
-    return recipe.model_copy(update={"train": train})
+def _changed(before: Any, now: Any, path: str = "") -> list[str]:
+    """Dotted keys that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [path] if before != now else []
+    keys = before.keys() | now.keys()
+    return [key for name in keys for key in _changed(before.get(name), now.get(name), f"{path}.{name}".strip("."))]
 
 
-def _trial(
-    config: dict[str, float], recipe: str, inputs: TrainingInputs, partner: FloatArray | None, folder: str
-) -> None:
-    """What runs inside one Ray Tune trial: a Ray Train run whose reports go on to Tune."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+def _search(
+    recipe: Recipe, plan: Plan, dataset: Dataset, workspace: Workspace, root: str
+) -> tuple[list[TrialRecord], float]:
+    """All trials, those of earlier parts included, and the seconds that they took."""
+    metrics = tuple(dict.fromkeys(("ndcg@10", "hr@10", recipe.tune.metric)))
+    judge = _actor(Judge, root, plan)
+    shared = _actor(SharedInputs, dataset.uri, workspace.uri, metrics, plan.metric)
+    try:
+        if not ray.get(judge.is_over.remote()):
+            run_search(recipe, plan, root, dataset.id, judge, shared)
+        if not ray.get(judge.is_over.remote()):
+            logger.warning("The campaign was stopped; what was done is in %s.", root)
+            raise KeyboardInterrupt
+        return ray.get(judge.close.remote()), ray.get(judge.seconds.remote())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LlmrecError):
+            raise error.cause from None
+        raise
+    finally:
+        ray.kill(judge)
+        ray.kill(shared)
 
-    base = Recipe.model_validate_json(recipe)
-    train = base.train.model_copy(update={"learning_rate": config["learning_rate"]})
-    late = None if partner is None else LateFusion(partner, config["neural_weight"])
-    run_training(
-        base.model_copy(update={"train": train}), replace(inputs, late=late),
-        _run_dir(Path(folder), ray.tune.get_context().get_trial_id()),
-        callbacks=[TuneReportCallback()], show_progress=False,
+
+def _actor(kind: type, *arguments: Any) -> ActorHandle:
+    """On this machine, so that it is lost only with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote(*arguments)
+
+
+def _finish(
+    recipe: Recipe, plan: Plan, dataset: Dataset, workspace: Workspace, root: str, records: list[TrialRecord],
+    winner: TrialRecord,
+) -> Outcome:
+    """What needs no training, and whether the winner is luck."""
+    settings = winner.settings_at(winner.done)
+    found = _policy(recipe, dataset, workspace, root, winner)
+    overrides = [*overrides_of(settings), *found.overrides]
+    best = override_recipe(recipe, overrides)
+    outcome = Outcome(
+        name=root.rpartition("/")[2], recipe=recipe, dataset=dataset.id, space=plan.space, records=records,
+        metric=plan.metric, label=_label(plan), winner=winner, overrides=overrides, best_recipe=best, seconds=0.0,
+        policy=found,
+    )
+    if not recipe.tune.fresh_seeds:
+        return outcome
+    logger.info("winner and recipe are trained again with the seeds %s, which the search has not seen",
+                ", ".join(map(str, recipe.tune.fresh_seeds)))
+    return replace(outcome, confirmation=confirm(
+        recipe, best, dataset, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
+        score_test=recipe.tune.score_test, concurrent=concurrent_trials(recipe),
+    ))
+
+
+def _label(plan: Plan) -> str:
+    name, _, k = plan.config.metric.partition("@")
+    of = "the fused signals" if plan.metric.startswith("fused_") else "the neural signal"
+    return f"validation {name.upper()}@{k} of {of}"
+
+
+def _policy(
+    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord
+) -> PolicyFound:
+    """On the weights of the winner's best epoch, from its checkpoints."""
+    trained, start = trial_recipe(recipe, winner.settings_at(winner.done)), open_start(recipe)
+    raw = text_of(trained, dataset, workspace, start)
+    bundle = Bundle.open(train_bundle(
+        trained, dataset, raw, Workspace(f"{root}/winner"), start=start, resume=True,
+        run_dir=run_folder(root, winner), show_progress=False,
+    ).uri)
+    _, domains = split_levels(recipe)
+    wanted = domains.get("fusion.mode", Choice(choice=(recipe.fusion.mode,)))
+    modes = fit_modes(recipe, dataset, bundle, wanted.choice)
+    return search_policy(
+        recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
+        modes={mode: fitted.fusion for mode, fitted in modes.items()},
     )
 
 
-class _Progress(ray.tune.Callback):  # type: ignore[misc]
-    """A bar over trials on stderr."""
-
-    def __init__(self, trials: int) -> None:
-        self._trials = trials
-
-    def setup(self, **info: Any) -> None:
-        """Made here and not before, since Tune pickles its callbacks."""
-        self._bar = tqdm(total=self._trials, desc="tune", unit="trial")
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self._bar.close()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._advance()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._advance()
-
-    def _advance(self) -> None:
-        self._bar.update(1)
-
-
-def _tables(grid: ray.tune.ResultGrid, metric: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One row per trial, and one per trial and epoch."""
-    trials, epochs = [], []
-    for number, result in enumerate(grid):
-        rows = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
-        values = [float(row[metric]) for row in rows if math.isfinite(row[metric])]
-        trials.append({
-            "trial": number, **result.config, "value": max(values, default=None), "epochs": len(rows),
-            "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
-        })
-        epochs += [
-            {"trial": number, "epoch": int(row["epoch"]), "value": row[metric], "loss": row.get("loss")}
-            for row in rows
-        ]
-    schema = {"trial": pl.Int64, "epoch": pl.Int64, "value": pl.Float64, "loss": pl.Float64}
-    kinds = {"value": pl.Float64, "error": pl.String}
-    return pl.DataFrame(trials, schema_overrides=kinds), pl.DataFrame(epochs, schema=schema)
-
-
-def _overrides(best: dict[str, Any]) -> list[str]:
-    overrides = [f"train.learning_rate={best['learning_rate']:.6g}"]
-    if "neural_weight" in best:
-        share = round(best["neural_weight"], 4)
-        overrides.append(f"fusion.weights={{neural: {share:g}, item_item: {1 - share:g}}}")
-    return overrides
-
-
-def _write(folder: Path, results: pl.DataFrame, epochs: pl.DataFrame) -> None:
-    results.write_parquet(folder / "results.parquet")
-    epochs.write_parquet(folder / "epochs.parquet")
+def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
+    best = max(values_of(outcome.winner, outcome.metric))
+    artifact = create_artifact(
+        workspace.root("campaign"), "campaign", lambda folder: write_outcome(folder, outcome),
+        config=outcome.recipe.model_dump(mode="json"), parents={"dataset": outcome.dataset},
+        metrics={
+            "name": outcome.name, "metric": outcome.label, "value": best, "trials": len(outcome.records),
+            "failed": sum(record.status == "failed" for record in outcome.records),
+            "epochs": sum(record.done for record in outcome.records), "winner": outcome.winner.number,
+            "overrides": outcome.overrides, "seconds": outcome.seconds,
+        },
+    )
+    workspace.set_latest("campaign", artifact.uri)
+    return artifact

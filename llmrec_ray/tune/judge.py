@@ -15,7 +15,6 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from llmrec_ray.artifact import read_json, write_json_atomic
-from llmrec_ray.config import Recipe
 from llmrec_ray.errors import LlmrecError
 from llmrec_ray.tune.board import Board
 from llmrec_ray.tune.records import Records, TrialRecord, best_record, values_of
@@ -47,10 +46,10 @@ class _Watch:
 
 
 class Judge:
-    """root: the campaign's folder. recipe: what is searched around."""
+    """root: the campaign's folder."""
 
-    def __init__(self, root: str, recipe: Recipe, plan: Plan) -> None:
-        self._records, self._plan, self._recipe = Records(root), plan, recipe
+    def __init__(self, root: str, plan: Plan) -> None:
+        self._records, self._plan = Records(root), plan
         self._trials = {record.number: _between_legs(record) for record in self._records.load()}
         self._active: dict[int, _Watch] = {}
         self._clock, self._watch = f"{root}/clock.json", _Watch(before=_seconds_before(f"{root}/clock.json"))
@@ -61,13 +60,16 @@ class Judge:
     def next_assignment(self) -> Assignment | None:
         """The next leg, now being trained by whoever asked; None when there is none now.
 
-        Raises ConfigError when no settings can be found that make a valid recipe, DiskFullError when nothing can be
-        written down.
+        What keeps a leg from being handed out ends the campaign, see `close`.
         """
         leg = self._next_leg()
         if leg is None:
             return None
-        record = self._begin(leg)
+        try:
+            record = self._begin(leg)
+        except LlmrecError as error:
+            self._problem = error
+            return None
         self._active[leg.number] = _Watch(before=record.seconds)
         self._keep(record)
         return Assignment(leg.number, leg.until, record.settings_at(leg.until))
@@ -145,10 +147,10 @@ class Judge:
         return next_leg(self._plan, self.records(), self._active, may_start=may_start)
 
     def _begin(self, leg: Leg) -> TrialRecord:
+        plan = self._plan
         if leg.is_new:
             settings = suggest(
-                self._plan.config, self._plan.space, self._plan.seed, leg.number, self.records(), self._plan.metric,
-                self._recipe,
+                plan.config, plan.space, plan.recipe.seed, leg.number, self.records(), plan.metric, plan.recipe
             )
             return TrialRecord(
                 number=leg.number, settings=settings, until=leg.until,

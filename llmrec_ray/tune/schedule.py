@@ -10,25 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from llmrec_ray.config import Domain, TuneConfig
+from llmrec_ray.config import Domain, Recipe, TuneConfig
 from llmrec_ray.tune.asha import milestones, promotable, reason
 from llmrec_ray.tune.pbt import next_step
 from llmrec_ray.tune.records import Part, TrialRecord, value_at
+from llmrec_ray.tune.space import is_possible, trial_count
 
 __all__ = ["Leg", "Plan", "next_leg", "stopped_reason"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a schedule follows from. epochs: of a whole trial. metric: key of an epoch's metrics. seed: of chances."""
+    """What a schedule follows from. recipe: what is searched around, by its `tune` section. epochs: of a whole trial.
+    metric: key of an epoch's metrics."""
 
-    config: TuneConfig
+    recipe: Recipe
     space: Mapping[str, Domain]
     epochs: int
     metric: str
-    seed: int
+
+    @property
+    def config(self) -> TuneConfig:
+        """The rules of the campaign."""
+        return self.recipe.tune
+
+    @property
+    def trials(self) -> int:
+        """Trials in all: no more than there are different configurations."""
+        return trial_count(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ def next_leg(
     for record in records:
         if record.status == "running" and record.number not in active:
             return Leg(record.number, record.until)
-    if may_start and len(records) < plan.config.trials:
+    if may_start and len(records) < plan.trials:
         return Leg(len(records), _rungs(plan)[0], is_new=True)
     if plan.config.scheduler == "asha":
         return _promotion(plan, records, active)
@@ -80,20 +91,18 @@ def _rungs(plan: Plan) -> list[int]:
 def _promotion(plan: Plan, records: Sequence[TrialRecord], active: Collection[int]) -> Leg | None:
     """From the highest rung that has somebody to promote. A rung is complete when nobody will join it any more."""
     legs: list[Leg] = []
-    complete = True
+    failed, complete = [record.number for record in records if record.status == "failed"], True
     for rung, following in zip(rungs := _rungs(plan), rungs[1:], strict=False):
         complete = complete and not any(record.number in active and record.until <= rung for record in records)
         promoted = [record.number for record in records if record.until > rung]
-        going = promotable(_values(plan, records, rung), promoted, plan.config, complete=complete)
+        going = promotable(_values(plan, records, rung), promoted, plan.config, complete=complete, failed=failed)
         legs += [Leg(number, following) for number in going[:1]]
         complete = complete and not going
     return legs[-1] if legs else None
 
 
 def _values(plan: Plan, records: Sequence[TrialRecord], rung: int) -> dict[int, float]:
-    values = {
-        record.number: value_at(record, plan.metric, rung) for record in records if record.status != "failed"
-    }
+    values = {record.number: value_at(record, plan.metric, rung) for record in records}
     return {number: value for number, value in values.items() if value is not None}
 
 
@@ -107,7 +116,10 @@ def _next_generation(plan: Plan, records: Sequence[TrialRecord], active: Collect
     if any(other.done < record.done for other in alive):
         return None
     until = min(plan.epochs, record.done + _every(plan))
-    step = next_step(record, record.done, records, plan.config, plan.space, plan.seed, plan.metric)
+    step = next_step(
+        record, record.done, records, plan.config, plan.space, plan.recipe.seed, plan.metric,
+        is_possible=partial(is_possible, plan.recipe),
+    )
     if step is None:
         return Leg(record.number, until)
     donor = next(other for other in records if other.number == step.donor)

@@ -20,15 +20,23 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.embed import embed
-from llmrec_ray.signals import Calibration, Ease, Popularity, TextCosine, fuse
+from llmrec_ray.signals import Calibration, Ease, Popularity, Signal, TextCosine, fuse, search_weights
 from llmrec_ray.train import LateFusion, TextSpace, TrainingInputs, center_of, open_start, with_encoder_of
-from llmrec_ray.types import FloatArray, Histories
+from llmrec_ray.train.validated import validation_users
+from llmrec_ray.types import FloatArray
 
 __all__ = ["SharedInputs", "fuses", "text_of"]
 
-READ_BY_EVERY_EPOCH = {"name", "seed", "num_cpus", "retrieval", "index", "evaluate", "tune", "serve"}
-FREE = {"train": {"positive_value", "warm_start"}, "model": {"context"}}
-"""Of these sections only these keys decide what a trial reads."""
+READ_BY_NONE = {"name", "seed", "num_cpus", "retrieval", "index", "evaluate", "tune", "serve"}
+"""Sections that decide nothing of what a trial reads."""
+READ = {
+    "train": {"positive_value", "warm_start"}, "model": {"context"}, "fusion": {"item_vector", "signals"},
+    "encoder": {
+        "model", "pooling", "item_prompt", "bidirectional", "max_tokens", "runtime", "precision", "tuning",
+        "top_layers", "cached_states_gb",
+    },
+}
+"""Of these sections only these keys do."""
 
 
 class SharedInputs:
@@ -71,13 +79,36 @@ def text_of(recipe: Recipe, dataset: Dataset, workspace: Workspace, start: Bundl
 
 def fuses(recipe: Recipe) -> bool:
     """Whether a trial is judged with partners of the neural signal."""
-    named = {*recipe.fusion.signals}
+    named = {*recipe.fusion.signals} - ({"text"} if not recipe.data.items else set())
     return recipe.tune.objective == "fused" and "neural" in named and bool(named & {"item_item", "text", "popularity"})
 
 
 def _key(recipe: Recipe) -> str:
-    tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=READ_BY_EVERY_EPOCH)
-    for section, kept in FREE.items():
+    tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=READ_BY_NONE)
+    for section, kept in READ.items():
         tree[section] = {name: value for name, value in tree[section].items() if name in kept}
-    tree["fusion"] = {name: tree["fusion"][name] for name in ("item_vector", "signals")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _partners(recipe: Recipe, dataset: Dataset, text_vectors: FloatArray | None) -> LateFusion:
+    """The other signals as one, by the weights that suit them best among themselves."""
+    users = validation_users(recipe, dataset)
+    seen, targets = dataset.histories("train").select(users), dataset.targets("validation")[users]
+    scores = {name: signal.score(seen) for name, signal in _signals(recipe, dataset, text_vectors).items()}
+    if len(scores) == 1:
+        return LateFusion(users, np.nan_to_num(next(iter(scores.values()))))
+    calibration = Calibration.fit(scores, seen)
+    fused, _ = fuse(scores, calibration, search_weights(scores, targets, seen, calibration).weights)
+    return LateFusion(users, fused)
+
+
+def _signals(recipe: Recipe, dataset: Dataset, text_vectors: FloatArray | None) -> dict[str, Signal]:
+    train, named = dataset.histories("train"), {*recipe.fusion.signals}
+    signals: dict[str, Signal] = {}
+    if "item_item" in named:
+        signals["item_item"] = Ease(recipe.item_item.l2, recipe.item_item.recency).fit(train, len(dataset.items))
+    if "popularity" in named:
+        signals["popularity"] = Popularity().fit(train, len(dataset.items))
+    if "text" in named and text_vectors is not None:
+        signals["text"] = TextCosine(text_vectors)
+    return signals

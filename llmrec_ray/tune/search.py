@@ -1,0 +1,170 @@
+"""A judge's legs -> Ray Tune trials, as many at once as the cluster has room for; and a bar for people.
+
+Ray Tune runs them first come, first served, and is told nothing it would have to remember: a campaign that was killed
+starts a new experiment on the same records.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from typing import Any
+
+import ray
+import ray.tune
+from ray.actor import ActorHandle
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.search import Searcher
+from tqdm import tqdm
+
+from llmrec_ray.config import Recipe
+from llmrec_ray.errors import ClusterError
+from llmrec_ray.tune.records import TrialRecord, best_record, values_of
+from llmrec_ray.tune.schedule import Plan
+from llmrec_ray.tune.trial import run_leg
+
+__all__ = ["concurrent_trials", "run_search"]
+
+logger = logging.getLogger(__name__)
+
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+"""No tables: the bar and the campaign's files say it all."""
+LEG_RESOURCES = {"memory": 2**20}
+"""A leg itself only waits for its training workers, which ask for CPUs of their own; Tune wants something."""
+RESTARTS = 2
+"""How often a leg whose process was lost, as with its machine, is run again."""
+
+
+def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: ActorHandle, shared: ActorHandle) -> None:
+    """Train legs until the judge has none. Raises ClusterError when there is no room for a single trial."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    concurrent = concurrent_trials(recipe)
+    trainable = ray.tune.with_parameters(
+        run_leg, recipe_json=recipe.model_dump_json(), root=root, data_id=data_id, judge=judge, shared=shared
+    )
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, LEG_RESOURCES),
+        tune_config=ray.tune.TuneConfig(
+            metric=plan.metric, mode="max", num_samples=-1, max_concurrent_trials=concurrent,
+            search_alg=_Legs(judge, plan.metric), reuse_actors=False,
+            trial_name_creator=_name, trial_dirname_creator=_folder_name,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"experiment-{uuid.uuid4().hex[:8]}", storage_path=f"{root}/ray", verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=RESTARTS),
+            callbacks=[JsonLoggerCallback(), _Progress(judge, plan)],
+        ),
+    )
+    tuner.fit()
+
+
+def concurrent_trials(recipe: Recipe) -> int:
+    """Trials that the cluster has room for at once, at most `tune.max_concurrent`. Raises ClusterError for none."""
+    train, have = recipe.train, ray.cluster_resources()
+    least = train.min_workers or train.num_workers
+    kinds = ["CPU", "GPU"] if train.use_gpu else ["CPU"]
+    for kind in kinds:
+        if have.get(kind, 0) < least:
+            field = "num_workers" if train.min_workers is None else "min_workers"
+            raise ClusterError(
+                f"Each trial needs {least} {kind}s (train.{field}), but Ray has {have.get(kind, 0):g}: set "
+                f"train.{field} lower, or join a larger cluster."
+            )
+    room = max(1, min(int(have[kind] // train.num_workers) for kind in kinds))
+    wanted = recipe.tune.max_concurrent
+    if wanted is not None and wanted > room:
+        logger.info("tune.max_concurrent is %d, but Ray has room for %d trials at once: the others wait", wanted, room)
+    return min(room, wanted or room)
+
+
+class _Legs(Searcher):  # type: ignore[misc]
+    """Hands Ray Tune the judge's legs."""
+
+    def __init__(self, judge: ActorHandle, metric: str) -> None:
+        super().__init__(metric=metric, mode="max")
+        self._judge = judge
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A leg; None when there is none now."""
+        given = ray.get(self._judge.next_assignment.remote())
+        if given is None:
+            return Searcher.FINISHED if ray.get(self._judge.is_over.remote()) else None
+        self._numbers[trial_id] = given.number
+        return {"trial": given.number, "until": given.until, **given.settings}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A leg that ended without telling the judge has lost its process too often."""
+        number = self._numbers.pop(trial_id)
+        if error and ray.get(self._judge.is_active.remote(number)):
+            reason = f"its process was lost {RESTARTS + 1} times, each time restarted from its last checkpoint"
+            ray.get(self._judge.fail.remote(number, reason))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
+
+
+class _Progress(ray.tune.Callback):  # type: ignore[misc]
+    """A bar over epochs on stderr, and a line whenever a leg ends."""
+
+    def __init__(self, judge: ActorHandle, plan: Plan) -> None:
+        self._judge, self._plan = judge, plan
+
+    def setup(self, **info: Any) -> None:
+        """Made here and not before, since Tune pickles its callbacks."""
+        self._bar = tqdm(total=self._plan.trials, desc="tune", unit="trial")
+        self._show()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """What is being trained, after every epoch."""
+        number, epoch, value = trial.config["trial"], result.get("epoch", 0), result.get(self._plan.metric)
+        if value is not None:
+            self._bar.set_postfix_str(f"trial {number}: epoch {epoch}, {value:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A line on the trial."""
+        self._show(trial.config["trial"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """As above."""
+        self._show(trial.config["trial"])
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """The bar ends."""
+        self._bar.close()
+
+    def _show(self, number: int | None = None) -> None:
+        records: list[TrialRecord] = ray.get(self._judge.records.remote())
+        self._bar.update(sum(record.status != "running" for record in records) - self._bar.n)
+        if number is not None:
+            with tqdm.external_write_mode():
+                logger.info("%s", _line(records, number, self._plan.metric))
+
+
+def _line(records: list[TrialRecord], number: int, metric: str) -> str:
+    record = next(record for record in records if record.number == number)
+    best, values = best_record(records, metric), values_of(record, metric)
+    settings = ", ".join(f"{name} {_short(value)}" for name, value in record.settings_at(record.until).items())
+    if record.status == "failed":
+        return f"trial {number} failed after epoch {record.done}: {record.reason} ({settings})"
+    said = f"trial {number}, epoch {record.done}: {max(values, default=float('nan')):.4f} with {settings}"
+    if best is None or best.number == number:
+        return f"{said} — the best so far"
+    return f"{said}; best so far trial {best.number}, {max(values_of(best, metric)):.4f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:05d}-{trial.trial_id}"
+
+
+def _folder_name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:05d}-to-{trial.config['until']:03d}-{trial.trial_id}"

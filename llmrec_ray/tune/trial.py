@@ -1,0 +1,145 @@
+"""What runs inside one Ray Tune trial: one leg of a trial, a Ray Train run that reports to the judge and to Tune.
+
+It keeps nothing. A leg that is run again, after whatever was killed, goes on from the newest checkpoint of its folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from llmrec_ray.artifact import read_json
+from llmrec_ray.config import Recipe
+from llmrec_ray.errors import LlmrecError, OutOfMemoryError
+from llmrec_ray.train import run_training, smaller
+from llmrec_ray.tune.records import TrialRecord
+from llmrec_ray.tune.space import with_settings
+
+__all__ = ["run_folder", "run_leg", "trial_recipe"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_leg(
+    config: Mapping[str, Any], *, recipe_json: str, root: str, data_id: str, judge: ActorHandle, shared: ActorHandle
+) -> None:
+    """The function that Ray Tune calls. config: `trial`, `until`, and the settings, which are shown by Tune.
+
+    A trial that fails is told to the judge with its reason and ends like any other, so that the campaign goes on.
+    """
+    number = int(config["trial"])
+    record: TrialRecord = ray.get(judge.record.remote(number))
+    leg = _Leg(Recipe.model_validate_json(recipe_json), root, data_id, judge, shared, record)
+    try:
+        leg.run()
+    except (LlmrecError, ray.exceptions.RayTaskError) as error:
+        ray.get(judge.fail.remote(number, _in_a_line(error)))
+    else:
+        ray.get(judge.end_leg.remote(number))
+
+
+def trial_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that a trial trains: all its epochs, since only the schedule ends it early; and late fusion, since the
+    other modes are fitted to what was trained.
+
+    Raises ConfigError for settings that do not go together.
+    """
+    epochs = recipe.tune.epochs or recipe.train.epochs
+    changed = with_settings(recipe, settings)
+    train = changed.train.model_copy(update={"epochs": epochs, "patience": epochs, "checkpoint_steps": None})
+    fusion = changed.fusion.model_copy(update={"mode": "late", "cascade": None})
+    return changed.model_copy(update={"train": train, "fusion": fusion})
+
+
+def run_folder(root: str, record: TrialRecord) -> str:
+    """Where the checkpoints of a trial are, since it last took over another's weights."""
+    part = f"-{len(record.parts)}" if record.parts else ""
+    return f"{root}/trials/{record.number:05d}{part}"
+
+
+@dataclass(frozen=True)
+class _Leg:
+    recipe: Recipe
+    root: str
+    data_id: str
+    judge: ActorHandle
+    shared: ActorHandle
+    record: TrialRecord
+
+    def run(self) -> None:
+        """Train to the leg's last epoch; once more in smaller pieces when memory was not enough."""
+        recipe = trial_recipe(self.recipe, self.record.settings_at(self.record.until))
+        if self.record.retried is not None:
+            recipe = smaller(recipe) or recipe
+        try:
+            self._train(recipe)
+        except OutOfMemoryError as error:
+            less = smaller(recipe)
+            if self.record.retried is not None or less is None:
+                raise
+            ray.get(self.judge.retry.remote(self.record.number, _in_a_line(error)))
+            self._train(less)
+
+    def _train(self, recipe: Recipe) -> None:
+        [inputs_ref] = ray.get(self.shared.get.remote(recipe.model_dump_json()))
+        folder, part = run_folder(self.root, self.record), (self.record.parts or [None])[-1]
+        run_training(
+            recipe, ray.get(inputs_ref), folder, data_id=self.data_id, resume=_has_begun(folder),
+            inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
+            callbacks=[_ToJudge(self.judge, self.record.number), _ToTune()],
+            start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
+        )
+
+
+@dataclass(frozen=True)
+class _Until:
+    """The verdict that ends a leg."""
+
+    epochs: int
+
+    def __call__(self, epoch: int) -> bool:
+        return epoch >= self.epochs
+
+
+@dataclass(frozen=True)
+class _ToJudge(ray.train.UserCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller, which waits, so that the judge knows of an epoch before a leg can end."""
+
+    judge: ActorHandle
+    number: int
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """An epoch, not a checkpoint within one."""
+        if "epoch" in metrics[0]:
+            path = None if checkpoint is None else checkpoint.path
+            ray.get(self.judge.report.remote(self.number, metrics[0], path))
+
+
+class _ToTune(TuneReportCallback):  # type: ignore[misc]
+    """Only what Tune can show."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Numbers of an epoch."""
+        if "epoch" in metrics[0]:
+            numbers = {name: value for name, value in metrics[0].items() if isinstance(value, int | float)}
+            super().after_report(run_context, [numbers], None)
+
+
+def _has_begun(folder: str) -> bool:
+    try:
+        read_json(f"{folder}/run.json")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if isinstance(error, LlmrecError) and lines else f"{type(error).__name__}: {(lines or [''])[-1]}"
