@@ -47,13 +47,15 @@ Bar: TypeAlias = "tqdm[Any]"
 
 
 def evaluate(
-    recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline, workspace: Workspace
+    recipe: Recipe, dataset: Dataset, bundle: Bundle, pipeline: Pipeline, workspace: Workspace, *,
+    log: Workspace | None = None,
 ) -> Evaluation:
     """Score the test split once, save an `evaluation` artifact, append to the test log, and show the table.
 
-    With more than one worker Ray must be connected. Raises ArtifactMismatchError when the Bundle was trained on another
-    Dataset, LeakageError when what is measured has seen what it is measured by, ConfigError for a baseline that is too
-    large for the catalogue, and ClusterError when a worker is lost.
+    log: the workspace whose test log it is, when it is another than the one that keeps the artifact. With more than one
+    worker Ray must be connected. Raises ArtifactMismatchError when the Bundle was trained on another Dataset,
+    LeakageError when what is measured has seen what it is measured by, ConfigError for a baseline that is too large for
+    the catalogue, and ClusterError when a worker is lost.
     """
     check_bundle(dataset, bundle)
     check_split(dataset)
@@ -61,7 +63,7 @@ def evaluate(
     warn_of_suspicious({name: ranking.ranks for name, ranking in found.rankings.items()})
     evaluation = _summarise(recipe, dataset, bundle, found)
     artifact = _save(recipe, dataset, bundle, pipeline, found, evaluation, workspace)
-    log_scoring(workspace, evaluation, artifact)
+    log_scoring(log or workspace, evaluation, artifact)
     logger.info("%s", evaluation.table())
     logger.info("The report is %s/report.html", artifact.uri)
     return evaluation.model_copy(update={"uri": artifact.uri})

@@ -13,21 +13,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmrec_ray.artifact import Artifact, Workspace, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json, write_json_atomic
 from llmrec_ray.evaluate.report import Evaluation
 
-__all__ = ["log_scoring"]
+__all__ = ["log_scoring", "scorings"]
 
-LOG_FILE = "evaluations.jsonl"
+LOG_FILE, LOG_FOLDER = "evaluations.jsonl", "evaluations-log"
 
 
 def log_scoring(workspace: Workspace, evaluation: Evaluation, artifact: Artifact) -> None:
     """Append one line, durable before this returns."""
     line = _line(evaluation, artifact)
-    if "://" in workspace.uri and not workspace.uri.startswith("file://"):
-        write_json_atomic(f"{workspace.uri}/evaluations-log/{line['time']}-{uuid.uuid4().hex[:8]}.json", line)
+    if not workspace.is_local:
+        write_json_atomic(f"{workspace.uri}/{LOG_FOLDER}/{line['time']}-{uuid.uuid4().hex[:8]}.json", line)
         return
     _append(workspace.local_folder(".") / LOG_FILE, json.dumps(line, sort_keys=True) + "\n")
+
+
+def scorings(workspace: Workspace) -> list[dict[str, Any]]:
+    """Every look that was logged, oldest first: time, protocol_hash, recipe, seed, dataset, bundle, evaluation, …"""
+    if not workspace.is_local:
+        folder = f"{workspace.uri}/{LOG_FOLDER}"
+        return [read_json(f"{folder}/{name}") for name in file_names(folder)]
+    file = workspace.local_folder(".", make=False) / LOG_FILE
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _line(evaluation: Evaluation, artifact: Artifact) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def validation_value(
     pipeline = Pipeline(
         _catalogue(dataset), bundle, Index.exact(bundle), policy=policy, with_encoder=False, hidden=_test_fold(dataset)
     )
-    depth = pipeline.list_length(max(*recipe.evaluate.ks, k))
-    served = Served("model", pipeline.recommend_rows, pipeline.score_rows, depth)
+    served = Served("model", pipeline.recommend_rows, pipeline.score_rows, pipeline.list_length(k))
     ranks = [ranked.ranks for part in _task(dataset).batches(recipe.evaluate.batch_users)
              for _, ranked in served.rank(part)]
     return summarise(np.concatenate(ranks), [k])[metric]

@@ -34,13 +34,16 @@ class Confirmation:
     """Winner and recipe trained again on seeds that the search has not seen.
 
     winner, default: seed -> validation metric of the served pipeline. test: the winner's on the test split, first fresh
-    seed, None when it was not scored; test_uri: its Evaluation. failed: seeds of which there is no figure, with reasons.
+    seed, None when it was not scored; test_uri: its Evaluation. looks: how often the test split of this Dataset has been
+    scored from this workspace so far, that time included. failed: what there is no figure of, such as "winner-102" or
+    "test", with reasons.
     """
 
     winner: dict[int, float]
     default: dict[int, float]
     test: float | None = None
     test_uri: str | None = None
+    looks: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
