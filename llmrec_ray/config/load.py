@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from llmrec_ray.config.explain import explain
 from llmrec_ray.config.recipe import Recipe
+from llmrec_ray.config.search import search_problems
 from llmrec_ray.errors import ConfigError
 
 __all__ = ["load_recipe", "override_recipe", "recipe_names", "validate_recipe"]
@@ -50,8 +51,14 @@ def validate_recipe(tree: dict[str, Any], origin: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin, tree)) from None
+        raise ConfigError(_lines(origin, explain(error, tree))) from None
+    if problems := search_problems(recipe):
+        raise ConfigError(_lines(origin, problems))
     return recipe.model_copy(update={"workspace": recipe.workspace.replace("{name}", recipe.name)})
+
+
+def _lines(origin: str, problems: Sequence[str]) -> str:
+    return "\n  ".join([f"{origin} is not a valid recipe:", *problems])
 
 
 def _read(name: str | None, config: str | Path | None) -> tuple[str, str]:
@@ -96,53 +103,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)  # YAML 1.1 reads `1e-4` as text, which the schema takes for a number
     except yaml.YAMLError:
         raise ConfigError(f"The value of the override {override!r} is not valid YAML.") from None
-
-
-def _explain(error: ValidationError, origin: str, tree: dict[str, Any]) -> str:
-    lines = [f"{origin} is not a valid recipe:"]
-    for problem in error.errors():
-        path = _as_written(problem["loc"], tree)
-        key = ".".join(path) or "recipe"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key{_suggest(path)}")
-        elif problem["type"] == "value_error":
-            lines.append(f"  {key}: {problem['ctx']['error']}")
-        elif isinstance(problem["input"], (list, dict)):
-            lines.append(f"  {key}: {problem['msg']}")
-        else:
-            lines.append(f"  {key}: {problem['msg']} (got {problem['input']!r})")
-    return "\n".join(lines)
-
-
-def _as_written(location: Sequence[str | int], tree: Any) -> list[str]:
-    """Without the place in a list where one section was written instead of the list."""
-    path, node = [], tree
-    for part in location:
-        if isinstance(part, int) and isinstance(node, dict):
-            continue
-        path.append(str(part))
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return path
-
-
-def _suggest(path: list[str]) -> str:
-    known = _keys_at(path[:-1])
-    close = difflib.get_close_matches(path[-1], known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
-
-
-def _keys_at(parents: Iterable[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in parents:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
-    return sorted(section.model_fields)
