@@ -124,7 +124,6 @@ def test_rules_across_fields_name_the_remedy():
      "encoder.item_prompt: the prompt 'Represent this' must have {text} exactly once: write it where the text goes"),
     (["encoder.query_prompt='{text} or {text}'"],
      "encoder.query_prompt: the prompt '{text} or {text}' must have {text} exactly once: write it where the text goes"),
-    (["tune.learning_rate=[1e-2, 1e-3]"], "tune: tune.learning_rate is 0.01 to 0.001: give the smaller bound first"),
     (["serve.encoder={min_replicas: 3, max_replicas: 2}"],
      "serve.encoder: min_replicas 3 is above max_replicas 2: raise max_replicas"),
 ])

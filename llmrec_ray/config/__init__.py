@@ -21,6 +21,7 @@ from llmrec_ray.config.keys import ApiKey
 from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.model import CascadeConfig, ContextConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
+from llmrec_ray.config.search import as_override, check_campaign, domain_of, with_settings
 from llmrec_ray.config.section import ColdSignalName, MergeName, SignalName, SourceName
 from llmrec_ray.config.serve import (
     AppConfig,
@@ -95,9 +96,13 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "Uniform",
+    "as_override",
+    "check_campaign",
+    "domain_of",
     "load_recipe",
     "needs_no_training",
     "override_recipe",
     "recipe_names",
     "validate_recipe",
+    "with_settings",
 ]
