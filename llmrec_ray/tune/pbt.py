@@ -15,6 +15,7 @@ import numpy as np
 
 from llmrec_ray.config import Choice, Domain, IntRange, LogUniform, TuneConfig, Uniform
 from llmrec_ray.tune.records import TrialRecord
+from llmrec_ray.tune.space import readable
 
 __all__ = ["Exploit", "next_step"]
 
@@ -101,11 +102,11 @@ def _changed(value: Any, domain: Domain, random: np.random.Generator) -> Any:
         return _neighbour(value, domain.choice, random)
     up = bool(random.integers(2))
     if isinstance(domain, LogUniform):
-        return _rounded(value * (1.0 + STEP if up else 1.0 - STEP), *domain.loguniform)
+        return readable(value * (1.0 + STEP if up else 1.0 - STEP), domain)
     low, high = domain.int if isinstance(domain, IntRange) else domain.uniform
     step = max(STEP * abs(value), LEAST_STEP * (high - low))
     if isinstance(domain, Uniform):
-        return _rounded(value + step if up else value - step, low, high)
+        return readable(value + step if up else value - step, domain)
     whole = max(1, round(step))
     return int(min(max(value + whole if up else value - whole, low), high))
 
@@ -116,8 +117,3 @@ def _neighbour(value: Any, choices: Sequence[Any], random: np.random.Generator) 
         return choices[int(random.integers(len(choices)))]
     place = choices.index(value) + int(random.integers(-1, 2))
     return choices[min(max(place, 0), len(choices) - 1)]
-
-
-def _rounded(value: float, low: float, high: float) -> float:
-    """To four digits, which a person can read and write."""
-    return min(max(float(f"{value:.4g}"), low), high)

@@ -30,6 +30,7 @@ __all__ = [
     "grid",
     "is_possible",
     "overrides_of",
+    "readable",
     "split_levels",
     "trial_count",
     "with_settings",
@@ -102,6 +103,12 @@ def is_possible(recipe: Recipe, settings: Mapping[str, Any]) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def readable(value: float, domain: LogUniform | Uniform) -> float:
+    """A value of the range in four digits, which a person can read and write."""
+    low, high = domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
+    return min(max(float(f"{value:.4g}"), low), high)
 
 
 def grid(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]] | None:

@@ -1,0 +1,110 @@
+"""Records of earlier trials -> the settings of the next: by chance, or by Optuna's tree-structured Parzen estimator.
+
+Pure: the same records give the same settings, so a campaign that was killed goes on as if nothing had happened, and no
+state of a searcher has to be kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmrec_ray.config import Choice, Domain, IntRange, LogUniform, Recipe, TuneConfig
+from llmrec_ray.errors import ConfigError
+from llmrec_ray.tune.records import TrialRecord, values_of
+from llmrec_ray.tune.space import current_settings, grid, is_possible, readable
+
+__all__ = ["suggest"]
+
+ATTEMPTS = 50
+STARTUP_SHARE, MOST_STARTUP = 0.25, 10
+"""Of all trials, by chance, before the estimator has something to go by."""
+
+Settings = dict[str, Any]
+
+
+def suggest(
+    config: TuneConfig,
+    space: Mapping[str, Domain],
+    seed: int,
+    number: int,
+    records: Sequence[TrialRecord],
+    metric: str,
+    recipe: Recipe,
+) -> Settings:
+    """Settings of trial `number`: values by dotted key of the space, which the recipe allows and no earlier trial had.
+
+    Trial 0 is the recipe as it is. `random` follows from the seed and the number, `tpe` also from what became of the
+    others. Numbers that have no effect beside the other settings stay as the recipe has them.
+    Raises ConfigError when nothing is left to try.
+    """
+    own = current_settings(recipe, space)
+    if number == 0:
+        return own
+    before = [record for record in records if record.number < number]
+    tried = [own, *(record.settings for record in before)]
+    told = [record for record in records if record.status == "failed" or values_of(record, metric)]
+    guided = config.algorithm == "tpe" and len(told) >= _startup(config)
+    draws = _by_estimate(space, seed, number, records, metric) if guided else _by_chance(space, seed, number)
+    for _ in range(ATTEMPTS):
+        settings = _allowed(recipe, space, own, next(draws))
+        if settings is not None and settings not in tried:
+            return settings
+    return _first_untried(recipe, space, tried)
+
+
+def _startup(config: TuneConfig) -> int:
+    return min(MOST_STARTUP, math.ceil(STARTUP_SHARE * config.trials))
+
+
+def _by_chance(space: Mapping[str, Domain], seed: int, number: int) -> Iterator[Settings]:
+    random = np.random.default_rng([seed, number])
+    while True:
+        yield {key: _drawn(domain, random) for key, domain in space.items()}
+
+
+def _drawn(domain: Domain, random: np.random.Generator) -> Any:
+    if isinstance(domain, Choice):
+        return domain.choice[int(random.integers(len(domain.choice)))]
+    if isinstance(domain, IntRange):
+        return int(random.integers(*domain.int, endpoint=True))
+    if isinstance(domain, LogUniform):
+        low, high = domain.loguniform
+        return readable(math.exp(random.uniform(math.log(low), math.log(high))), domain)
+    return readable(random.uniform(*domain.uniform), domain)
+
+
+def _by_estimate(
+    space: Mapping[str, Domain], seed: int, number: int, records: Sequence[TrialRecord], metric: str
+) -> Iterator[Settings]:
+    from llmrec_ray.tune.estimate import estimated  # Optuna takes half a second to import
+
+    return estimated(space, seed, number, records, metric)
+
+
+def _allowed(recipe: Recipe, space: Mapping[str, Domain], own: Settings, drawn: Settings) -> Settings | None:
+    """What was drawn, with as many of its numbers as the recipe allows beside its choices; None when these alone do
+    not go together."""
+    if is_possible(recipe, drawn):
+        return drawn
+    settings = {key: drawn[key] if isinstance(domain, Choice) else own[key] for key, domain in space.items()}
+    if not is_possible(recipe, settings):
+        return None
+    for key in space:
+        if is_possible(recipe, settings | {key: drawn[key]}):
+            settings[key] = drawn[key]
+    return settings
+
+
+def _first_untried(recipe: Recipe, space: Mapping[str, Domain], tried: Sequence[Settings]) -> Settings:
+    """Of a space that can be listed. Raises ConfigError."""
+    for settings in grid(space) or ():
+        if settings not in tried and is_possible(recipe, settings):
+            return settings
+    raise ConfigError(
+        f"Of tune.search ({', '.join(space)}) no settings are left that were not tried and go together, after "
+        f"{len(tried)} trials and {ATTEMPTS} attempts: lower tune.trials to {len(tried)}, or search wider ranges."
+    )
