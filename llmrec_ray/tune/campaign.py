@@ -23,11 +23,10 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ConfigError, LlmrecError, TrainingError
-from llmrec_ray.policy import PolicyFound, search_policy
-from llmrec_ray.train import fit_modes, open_start, train_bundle
+from llmrec_ray.train import open_start, train_bundle
 from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.judge import Judge
-from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.outcome import Outcome, PolicyFound
 from llmrec_ray.tune.records import TrialRecord, best_record, values_of
 from llmrec_ray.tune.report import write_outcome
 from llmrec_ray.tune.schedule import Plan
@@ -187,6 +186,9 @@ def _policy(
     recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord
 ) -> PolicyFound:
     """On the weights of the winner's best epoch, from its checkpoints."""
+    from llmrec_ray.policy import search_policy
+    from llmrec_ray.train.fusing import fit_modes
+
     trained, start = trial_recipe(recipe, winner.settings_at(winner.done)), open_start(recipe)
     raw = text_of(trained, dataset, workspace, start)
     bundle = Bundle.open(train_bundle(

@@ -20,9 +20,9 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.embed import embed
-from llmrec_ray.signals import Calibration, Ease, Popularity, Signal, TextCosine, fuse, search_weights
+from llmrec_ray.policy import search_weights, validation_users
+from llmrec_ray.signals import Calibration, Ease, Popularity, Signal, TextCosine, fuse
 from llmrec_ray.train import LateFusion, TextSpace, TrainingInputs, center_of, open_start, with_encoder_of
-from llmrec_ray.train.validated import validation_users
 from llmrec_ray.types import FloatArray
 
 __all__ = ["SharedInputs", "fuses", "text_of"]

@@ -16,11 +16,10 @@ from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from llmrec_ray.artifact import read_json
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import LlmrecError, OutOfMemoryError
 from llmrec_ray.train import run_training, smaller
 from llmrec_ray.tune.records import TrialRecord
-from llmrec_ray.tune.space import with_settings
 
 __all__ = ["run_folder", "run_leg", "trial_recipe"]
 
