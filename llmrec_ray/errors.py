@@ -15,6 +15,7 @@
     ├── ModelSourceError            encoder weights or a tokenizer cannot be had
     ├── LeakageError                what is measured was known to what is measured; the figures would mean nothing
     ├── TrainingError               training stopped; the message names step and last good checkpoint
+    │   └── OutOfMemoryError        a worker had too little memory; the message names what needs less
     ├── EventLogError               feedback cannot be written down; nothing of it was acknowledged
     ├── EventViewError              the newest events cannot be read now; they are safe in the log
     ├── ClusterError                Ray cannot be started or joined, or is too small for the recipe
@@ -46,6 +47,7 @@ __all__ = [
     "LlmrecError",
     "MissingInputError",
     "ModelSourceError",
+    "OutOfMemoryError",
     "RequestError",
     "TrainingError",
 ]
@@ -109,6 +111,10 @@ class LeakageError(LlmrecError):
 
 class TrainingError(LlmrecError):
     """Training stopped before it produced a model."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A training worker had too little memory."""
 
 
 class EventLogError(LlmrecError):

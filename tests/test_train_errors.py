@@ -28,7 +28,7 @@ from llmrec_ray.errors import CorruptArtifactError, ModelSourceError, TrainingEr
 from llmrec_ray.model import TrainingModule, Windows
 from llmrec_ray.train import TrainingInputs, run_training
 from llmrec_ray.train.reports import Reports
-from llmrec_ray.train.run import _open_run
+from llmrec_ray.train.run_folder import begin_run, resume_run
 from tests.boards import board_recipe
 from tests.full_disk import fill, need_namespaces, try_on_small_disk
 from tests.tiny_encoder import write_tiny_decoder
@@ -128,12 +128,11 @@ def test_a_folder_that_a_workers_machine_lacks_is_named_with_the_machine():
 
 
 def test_a_damaged_record_of_checkpoints_is_refused_before_resuming(tmp_path):
-    _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=False)
-    _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=True)
+    begin_run(str(tmp_path / "run"), {"recipe": {}})
     record = tmp_path / "run" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     record.write_text('{"ray_version": "2.60.0", "checkpoint_res')
     with pytest.raises(CorruptArtifactError) as caught:
-        _open_run(str(tmp_path / "run"), {"recipe": {}}, resume=True)
+        resume_run(str(tmp_path / "run"), {"recipe": {}}, deterministic_recipe())
     assert str(caught.value) == (
         f"{record}, the record of the run's checkpoints, is damaged: train anew without --resume."
     )

@@ -135,7 +135,7 @@ def test_checkpoints_within_an_epoch_do_not_change_training(tmp_path):
 def test_training_ends_after_the_epoch_in_which_it_is_told_to_stop():
     recorder = Recorder()
     train_epochs(plain(epochs=9, patience=9), inputs_of_board(), ALONE, recorder,
-                 told_to_stop=lambda: len(recorder.epochs) >= 2)
+                 verdict=lambda epoch: epoch == 2)
     assert len(recorder.epochs) == 2
 
 
@@ -315,15 +315,31 @@ def test_the_catalogue_is_encoded_in_the_precision_of_the_steps(tiny_encoder, pr
     assert seen == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
-@pytest.mark.parametrize(("weight", "expected"), [(0.0, 1.0), (1.0, None)])
-def test_validation_reports_the_late_fused_ranking(weight, expected):
+def test_validation_reports_every_metric_of_both_signals_at_the_best_share():
     recipe, inputs = plain(), inputs_of_board()
     perfect = np.zeros((len(inputs.histories), inputs.n_items), np.float32)
     perfect[np.arange(len(perfect)), inputs.targets] = 5.0
+    inputs = replace(inputs, late=LateFusion(perfect), metrics=("mrr@3",), selection="fused_hr@5")
     module = build_module(recipe, inputs, inputs.windows(recipe))
-    engine = make_engine(module, recipe, ALONE, None)
-    measured = validate(module, engine, replace(inputs, late=LateFusion(perfect, weight)), ALONE, 9)
-    assert measured["late_ndcg@10"] == pytest.approx(measured["ndcg@10"] if expected is None else expected)
+    measured = validate(module, make_engine(module, recipe, ALONE, None), inputs, ALONE, 9)
+    assert set(measured) == {
+        "ndcg@10", "hr@10", "mrr@3", "hr@5", "fused_ndcg@10", "fused_hr@10", "fused_mrr@3", "fused_hr@5",
+        "neural_share", "fused_curve",
+    }
+    assert (measured["neural_share"], measured["fused_mrr@3"], measured["fused_hr@5"]) == (0.0, 1.0, 1.0)
+    shares, values = zip(*measured["fused_curve"], strict=True)
+    assert shares == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    assert (values[0], values[-1]) == (1.0, pytest.approx(measured["hr@5"]))
+    ranks = _fused_ranks(module.model, inputs, perfect, share=0.9)
+    assert values[9] == pytest.approx((ranks <= 5).mean())
+
+
+def _fused_ranks(model, inputs, partner, share):
+    catalogue = catalogue_vectors(model, inputs.text_vectors)
+    neural = user_matrix(model, catalogue, inputs.histories) @ catalogue.T
+    unseen = np.isfinite(mask_seen(neural, inputs.histories))
+    fused = share * neural / neural[unseen].std() + (1 - share) * partner / partner[unseen].std()
+    return target_ranks(mask_seen(fused, inputs.histories), inputs.targets)
 
 
 def assert_same_state(one: Path, other: Path) -> None:

@@ -19,7 +19,7 @@ from llmrec_ray.model.encoder import TextEncoder
 from llmrec_ray.signals import center, to_text_space
 from llmrec_ray.train import run_training
 from llmrec_ray.train.checkpoint import load_weights
-from llmrec_ray.train.run import _open_run
+from llmrec_ray.train.run_folder import begin_run, resume_run
 from tests.boards import board_recipe
 from tests.train_boards import (
     Job,
@@ -109,8 +109,9 @@ def test_resuming_needs_a_run_and_the_same_run(tmp_path):
 
 
 def test_a_run_without_a_complete_checkpoint_says_that_it_begins_anew(tmp_path, caplog):
-    _open_run(str(tmp_path / "run"), {"seed": 0}, resume=False)
-    _open_run(str(tmp_path / "run"), {"seed": 0}, resume=True)
+    begin_run(str(tmp_path / "run"), {"recipe": {"seed": 0}, "selection": "ndcg@10"})
+    told = {"recipe": {"seed": 0}, "selection": "ndcg@10"}
+    assert resume_run(str(tmp_path / "run"), told, deterministic_recipe()) is None
     assert caplog.messages == [
         f"The run in {tmp_path / 'run'} was stopped before its first checkpoint was complete: it begins anew."
     ]

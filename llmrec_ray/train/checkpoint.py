@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,7 +56,7 @@ class LoopState:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

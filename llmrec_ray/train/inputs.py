@@ -46,19 +46,21 @@ if TYPE_CHECKING:
     from llmrec_ray.bundle import Bundle
     from llmrec_ray.data import Dataset
 
+TENTHS = tuple(step / 10 for step in range(11))
+
 __all__ = ["LateFusion", "TrainingInputs", "build_module", "build_recommender"]
 
 
 @dataclass(frozen=True)
 class LateFusion:
-    """A fixed partner of the neural signal: validation then also reports the fused ranking's `late_ndcg@10`.
+    """A fixed partner of the neural signal: validation then also scores both together, see `validation`.
 
-    scores: [U, N] float32 raw scores of the partner for the users' train histories.
-    neural_weight: share of the neural signal; the partner gets the rest, both scaled to unit deviation.
+    scores: [U, N] float32 raw scores of the partner for the users' train histories, finite.
+    shares: those of the neural signal that are tried; the partner has the rest, both scaled to unit deviation.
     """
 
     scores: FloatArray
-    neural_weight: float
+    shares: tuple[float, ...] = TENTHS
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class TrainingInputs:
     times: [E] int64 unix seconds of each event; None when nothing depends on them.
     context: the encoders of the recipe's columns, and what they give: user_features [U, F] and item_features [N, F]
     float32; None when the recipe reads no columns.
+    metrics: what validation measures, such as mrr@20. selection: the one that early stopping and the best checkpoint
+    follow, such as ndcg@10 or, with `late`, fused_ndcg@10.
     """
 
     histories: Histories
@@ -94,6 +98,8 @@ class TrainingInputs:
     context: ContextFeatures | None = None
     user_features: FloatArray | None = None
     item_features: FloatArray | None = None
+    metrics: tuple[str, ...] = ("ndcg@10", "hr@10")
+    selection: str = "ndcg@10"
 
     @classmethod
     def of(

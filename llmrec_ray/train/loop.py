@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, TrainConfig
 from llmrec_ray.errors import TrainingError
 from llmrec_ray.model import SharedText, WindowBatch
 from llmrec_ray.train.checkpoint import (
@@ -35,14 +36,13 @@ from llmrec_ray.train.sharding import describe, make_engine
 from llmrec_ray.train.validation import validate
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["SELECTION", "Report", "train_epochs"]
+__all__ = ["Report", "is_over", "train_epochs"]
 
-Report = Callable[[dict[str, float], Callable[[Path], None]], None]
+Report = Callable[[dict[str, Any], Callable[[Path], None]], None]
 """Takes metrics and a function that writes this worker's part of the checkpoint into a folder."""
 
 logger = logging.getLogger(__name__)
 
-SELECTION = "ndcg@10"
 NOT_SCORED = -1.0
 NAMED_ITEMS = 10
 
@@ -53,16 +53,19 @@ def train_epochs(
     workers: Workers,
     report: Report,
     resume_from: Path | None = None,
-    told_to_stop: Callable[[], bool] = lambda: False,
+    verdict: Callable[[int], bool] | None = None,
     say: Callable[[str], None] = logger.info,
     expect: Callable[[int], None] = lambda size_bytes: None,
+    *,
+    of_another_run: bool = False,
 ) -> LoopState:
     """Train until early stopping or `train.epochs`; every worker of the group runs it with the same inputs.
 
-    `told_to_stop` is asked after each epoch; when any worker hears yes, all end there. A report comes after each epoch,
-    and after every `train.checkpoint_steps` steps of one. A run that starts from a Bundle scores and reports it as
-    epoch 0, which is then kept until an epoch is better. `say` is told what trains, `expect` how large a checkpoint
-    will be.
+    `verdict` is asked by the first worker after each epoch but the last, with its number; when it says True, all end
+    there. A report comes after each epoch, and after every `train.checkpoint_steps` steps of one. A run that starts
+    from a Bundle scores and reports it as epoch 0, which is then kept until an epoch is better. `say` is told what
+    trains, `expect` how large a checkpoint will be. of_another_run: `resume_from` is a checkpoint of a run with other
+    settings, so what it measured is not this run's.
 
     Replayable: a step's order, negatives and dropout follow from the seed and the step, so resuming from any checkpoint
     goes on as if nothing had happened. Raises TrainingError when a loss is not finite, ArtifactMismatchError or
@@ -70,24 +73,37 @@ def train_epochs(
     """
     workers.take_device()
     workers.share_cores()
-    run = _Run(recipe, inputs, workers, report, resume_from)
+    run = _Run(recipe, inputs, workers, report, resume_from, of_another_run=of_another_run)
     if workers.is_first:
         say(run.description)
     expect(run.checkpoint_bytes)
     if inputs.initial is not None and resume_from is None:
         run.score_start()
-    while run.state.epoch < recipe.train.epochs and not run.state.stopping.should_stop(recipe.train.patience):
+    while not is_over(run.state, recipe.train):
         run.train_epoch()
-        if float(workers.sum(torch.tensor([float(told_to_stop())]))):
+        if not is_over(run.state, recipe.train) and _told_to_end(verdict, run.state.epoch, workers):
             break
     return run.state
+
+
+def is_over(state: LoopState, train: TrainConfig) -> bool:
+    """Whether a run that stands here has nothing left to do by its own rules."""
+    return state.epoch >= train.epochs or state.stopping.should_stop(train.patience)
+
+
+def _told_to_end(verdict: Callable[[int], bool] | None, epoch: int, workers: Workers) -> bool:
+    if verdict is None:
+        return False
+    told = workers.is_first and verdict(epoch)
+    return bool(workers.sum(torch.tensor([float(told)])))
 
 
 class _Run:
     """The parts of one run and where it stands."""
 
     def __init__(
-        self, recipe: Recipe, inputs: TrainingInputs, workers: Workers, report: Report, resume_from: Path | None
+        self, recipe: Recipe, inputs: TrainingInputs, workers: Workers, report: Report, resume_from: Path | None,
+        *, of_another_run: bool = False,
     ) -> None:
         self.recipe, self.inputs, self.workers, self.report = recipe, inputs, workers, report
         self.state = LoopState()
@@ -97,11 +113,18 @@ class _Run:
         if resume_from is not None:
             saved, self.state = Checkpoint(resume_from), load_state(resume_from)
             load_into(self.module, saved)
+            if of_another_run:
+                self.state = self._taken_over(self.state)
         self.module.to(workers.device).train()
         self.checkpoint_bytes = checkpoint_size(self.module)
         self.description = describe(self.module, recipe, workers, self.state.step)
         self.engine: Engine = make_engine(self.module, recipe, workers, saved)
         self._checked = False
+
+    def _taken_over(self, state: LoopState) -> LoopState:
+        """As far as another run had come, with nothing measured yet; a step is as far into the schedule as there."""
+        steps = self.windows.steps(self.recipe.train.batch_size)
+        return LoopState(epoch=state.epoch, step=state.epoch * steps)
 
     def score_start(self) -> None:
         """Epoch 0: what training starts from."""
@@ -119,7 +142,7 @@ class _Run:
         })
         self.report(self.state.epochs[-1], self._write)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> dict[str, Any]:
         recipe = self.recipe
         return validate(
             self.module, self.engine, self.inputs, self.workers, recipe.evaluate.batch_users, recipe.train.precision
@@ -193,16 +216,16 @@ class _Run:
             f"{' or '.join(remedies)}{precision}."
         )
 
-    def _finish_epoch(self, epoch: int, measured: dict[str, float]) -> None:
-        stopping = self.state.stopping.seen(measured[SELECTION], epoch)
+    def _finish_epoch(self, epoch: int, measured: dict[str, Any]) -> None:
+        stopping = self.state.stopping.seen(measured[self.inputs.selection], epoch)
         metrics = {"epoch": epoch, "step": self.state.step, "best_epoch": stopping.best_epoch, **measured}
         self.state = replace(
             self.state, epoch=epoch, losses=[], stopping=stopping, epochs=[*self.state.epochs, metrics]
         )
 
-    def _progress(self) -> dict[str, float]:
+    def _progress(self) -> dict[str, Any]:
         """Metrics of a checkpoint within an epoch: no score, so that it is kept only while it is the newest."""
-        return {"step": self.state.step, "loss": self.state.losses[-1], SELECTION: NOT_SCORED}
+        return {"step": self.state.step, "loss": self.state.losses[-1], self.inputs.selection: NOT_SCORED}
 
     def _check_weights(self) -> None:
         """Raise TrainingError before weights that are not finite become a checkpoint: a loss shows it a step later."""

@@ -32,7 +32,7 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
         """A line for people, from any process."""
         self._channel.put(text)
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Metrics of the first worker, after an epoch or within it."""
         self._channel.put(metrics[0])
 
@@ -43,11 +43,14 @@ class ReportToDriver(ray.train.UserCallback):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def progress_bar(epochs: int, *, shown: bool = True) -> Iterator[ReportToDriver]:
-    """A bar over epochs on stderr for the length of the block; the callback feeds it."""
+def progress_bar(epochs: int, selection: str, *, shown: bool = True) -> Iterator[ReportToDriver]:
+    """A bar over epochs on stderr for the length of the block; the callback feeds it.
+
+    selection: the metric that it shows.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # a lost node must not end the run
-    reader = threading.Thread(target=_show, args=(channel, epochs, shown), daemon=True)
+    reader = threading.Thread(target=_show, args=(channel, epochs, selection, shown), daemon=True)
     reader.start()
     try:
         yield ReportToDriver(channel)
@@ -58,7 +61,7 @@ def progress_bar(epochs: int, *, shown: bool = True) -> Iterator[ReportToDriver]
             channel.shutdown()
 
 
-def _show(channel: Queue, epochs: int, shown: bool) -> None:
+def _show(channel: Queue, epochs: int, selection: str, shown: bool) -> None:
     bar = tqdm(total=epochs, desc="train", unit="epoch", disable=not shown)
     with contextlib.suppress(ray.exceptions.RayError), bar:
         while (message := channel.get()) is not None:
@@ -67,7 +70,7 @@ def _show(channel: Queue, epochs: int, shown: bool) -> None:
                     logger.info("%s", message)
             elif "epoch" in message:
                 bar.update(int(message["epoch"]) - bar.n)
-                bar.set_postfix_str(_line(message))
+                bar.set_postfix_str(_line(message, selection))
             elif "step" in message:
                 bar.set_postfix_str(f"step {message['step']:.0f}, loss {message['loss']:.4f}")
             else:
@@ -78,6 +81,6 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _line(metrics: dict[str, float]) -> str:
+def _line(metrics: dict[str, Any], selection: str) -> str:
     loss = f"loss {metrics['loss']:.4f}, " if "loss" in metrics else "before the first step, "
-    return f"{loss}validation ndcg@10 {metrics['ndcg@10']:.4f}, best epoch {metrics['best_epoch']:.0f}"
+    return f"{loss}validation {selection} {metrics[selection]:.4f}, best epoch {metrics['best_epoch']:.0f}"

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import torch
@@ -38,7 +39,7 @@ class Reports:
         self._workers = workers
         self._last_step = last_step
 
-    def __call__(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+    def __call__(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Let `write(folder)` write this worker's part, and hand it over; all workers must call it."""
         step = int(metrics["step"])
         with tempfile.TemporaryDirectory() as folder:

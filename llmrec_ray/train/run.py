@@ -1,56 +1,41 @@
 """Recipe and data -> a trained model, through Ray Train: the driver's side.
 
-The run's folder holds Ray Train's checkpoints (the newest and the best) and `run.json`, which says what was
-trained on what, so that only the same run is resumed. It knows no Bundle.
+The run's folder holds Ray Train's checkpoints (the newest and the best, or all), see `run_folder`. It knows no Bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
-from pyarrow import fs as pafs
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, CorruptArtifactError
-from llmrec_ray.train.checkpoint import load_state, load_weights
+from llmrec_ray.errors import ClusterError
+from llmrec_ray.train.checkpoint import load_weights
 from llmrec_ray.train.failures import RestartUnlessExplained, explain
 from llmrec_ray.train.inputs import TrainingInputs
-from llmrec_ray.train.loop import SELECTION
+from llmrec_ray.train.loop import is_over
 from llmrec_ray.train.progress import ReportToDriver, progress_bar
-from llmrec_ray.train.worker import stop_file, train_worker
+from llmrec_ray.train.run_folder import begin_run, identity, mark_stopped, resume_run, state_of
+from llmrec_ray.train.worker import train_worker
 
 __all__ = ["TrainedModel", "run_training"]
 
 logger = logging.getLogger(__name__)
 
-SECTIONS_THAT_MATTER = ("seed", "encoder", "model", "train", "fusion")
-FREE_TO_CHANGE = {
-    "train": {
-        "num_workers", "min_workers", "sharding", "offload", "accumulation_steps", "use_gpu", "patience",
-        "max_failures", "checkpoint_steps", "compile",
-    },
-    "encoder": {"max_batch_tokens", "gradient_checkpointing", "cached_states_gb", "num_actors", "attention"},
-}
 MODEL_PREFIX, BACKBONE_PREFIX = "model.", "text_source.tuned.backbone."
-RAYS_RECORD = "checkpoint_manager_snapshot.json"
 POLL_S = "0.2"
 WAIT_FOR_LOST_NODE_S = "15"
 RESIZE_CHECK_S = 60.0
@@ -67,12 +52,12 @@ class TrainedModel:
 
     model_state: dict[str, Tensor]
     encoder_state: dict[str, Tensor]
-    epochs: list[dict[str, float]]
+    epochs: list[dict[str, Any]]
     best_epoch: int
     seconds: float
 
     @property
-    def best(self) -> dict[str, float]:
+    def best(self) -> dict[str, Any]:
         """Metrics of the best epoch."""
         return next(metrics for metrics in self.epochs if metrics["epoch"] == self.best_epoch)
 
@@ -86,72 +71,115 @@ def run_training(
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
     show_progress: bool = True,
+    inputs_ref: ray.ObjectRef | None = None,
+    verdict: Callable[[int], bool] | None = None,
+    start_from: str | None = None,
+    keep_all: bool = False,
 ) -> TrainedModel:
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
     Without `resume` what is in `run_dir` is replaced. With it, the run that was stopped there goes on from
     its last checkpoint, also with other workers, another sharding, or settings that only cost memory or time; nothing
-    else may differ.
+    else may differ. One that is over already needs no workers, and gives what it gave.
 
-    Raises TrainingError (loss not finite, or workers failed too often), ClusterError (too few CPUs or GPUs),
-    ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
+    inputs_ref: where `inputs` are in Ray's object store already. verdict: asked by the first worker after each epoch
+    but the last, with its number; True ends the run there, for good. start_from: folder or URI of a checkpoint that
+    another run reported, whose weights, AdamW moments, epoch and step this one goes on from; rates, dropout and other
+    settings that leave the architecture alone may differ. keep_all: keep the checkpoint of every epoch.
+
+    Raises TrainingError (loss not finite, or workers failed too often), OutOfMemoryError, ClusterError (too few CPUs or
+    GPUs), ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
     """
     inputs.check()
+    told = identity(recipe, inputs, data_id, start_from)
+    if resume and (over := resume_run(run_dir, told, recipe)) is not None:
+        return _best(*over, seconds=0.0)
     _check_cluster(recipe)
-    _open_run(run_dir, _identity(recipe, inputs, data_id), resume=resume)
+    if not resume:
+        begin_run(run_dir, told)
     started = time.perf_counter()
-    with progress_bar(recipe.train.epochs, shown=show_progress) as reporter:
-        result = _fit(recipe, inputs, run_dir, reporter, callbacks)
-    trained = _best(result, time.perf_counter() - started)
-    logger.info("trained up to epoch %d in %.1f s, best validation ndcg@10 %.4f at epoch %d%s",
-                trained.epochs[-1]["epoch"], trained.seconds, trained.best[SELECTION], trained.best_epoch,
-                "" if trained.best_epoch else ": no epoch was better than the Bundle it started from")
+    job = _Job(recipe, inputs, run_dir, inputs_ref or ray.put(inputs), verdict, start_from, keep_all)
+    with progress_bar(recipe.train.epochs, inputs.selection, shown=show_progress) as reporter:
+        result = job.fit(reporter, callbacks)
+    trained = _best(result, inputs.selection, time.perf_counter() - started)
+    if not is_over(state := state_of(result), recipe.train):
+        mark_stopped(run_dir, state.epoch)
+    _log_end(trained, inputs.selection)
     return trained
 
 
-def _fit(
-    recipe: Recipe, inputs: TrainingInputs, run_dir: str, reporter: ReportToDriver,
-    callbacks: Sequence[ray.train.UserCallback],
-) -> ray.train.Result:
+def _log_end(trained: TrainedModel, selection: str) -> None:
+    logger.info(
+        "trained up to epoch %d in %.1f s, best validation %s %.4f at epoch %d%s", trained.epochs[-1]["epoch"],
+        trained.seconds, selection, trained.best[selection], trained.best_epoch,
+        "" if trained.best_epoch else ": no epoch was better than the Bundle it started from",
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `run_training` was asked for, as Ray Train wants to be told."""
+
+    recipe: Recipe
+    inputs: TrainingInputs
+    run_dir: str
+    inputs_ref: ray.ObjectRef
+    verdict: Callable[[int], bool] | None
+    start_from: str | None
+    keep_all: bool
+
+    def fit(self, reporter: ReportToDriver, callbacks: Sequence[ray.train.UserCallback]) -> ray.train.Result:
+        """Run it to its end. Raises the errors of `run_training`."""
+        _set_up_ray_train(self.recipe)
+        trainer = _Trainer(
+            train_worker,
+            train_loop_config={
+                "recipe": self.recipe.model_dump_json(), "inputs": self.inputs_ref, "run_dir": self.run_dir,
+                "reporter": reporter, "verdict": self.verdict, "start_from": self.start_from,
+            },
+            torch_config=TorchConfig(backend="nccl" if self.recipe.train.use_gpu else "gloo"),
+            scaling_config=self._scaling(),
+            run_config=self._run_config([reporter, *callbacks]),
+        )
+        try:
+            with _interruptible():
+                return trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise explain(error, self.run_dir, self.recipe.train.max_failures) from error
+        except KeyboardInterrupt:
+            logger.warning(
+                "Training was stopped: --resume goes on from the last checkpoint in %s, if there is one.", self.run_dir
+            )
+            raise
+
+    def _scaling(self) -> ray.train.ScalingConfig:
+        train = self.recipe.train
+        return ray.train.ScalingConfig(
+            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            use_gpu=train.use_gpu, resources_per_worker=_resources(self.recipe),
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+        )
+
+    def _run_config(self, callbacks: list[ray.train.UserCallback]) -> ray.train.RunConfig:
+        return ray.train.RunConfig(
+            name=PurePosixPath(self.run_dir).name,
+            storage_path=str(self.run_dir).rpartition("/")[0],
+            failure_config=ray.train.FailureConfig(max_failures=self.recipe.train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=None if self.keep_all else 1,
+                checkpoint_score_attribute=self.inputs.selection, checkpoint_score_order="max",
+            ),
+            callbacks=callbacks,
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        )
+
+
+def _set_up_ray_train(recipe: Recipe) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)  # a report waits for the next poll
     if not _has_dashboard():  # a private Ray: nobody announces that its machine will be taken away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    train = recipe.train
-    if train.min_workers is not None:  # how long the old size is retried before going on with fewer
+    if recipe.train.min_workers is not None:  # how long the old size is retried before going on with fewer
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WAIT_FOR_LOST_NODE_S)
-    trainer = _Trainer(
-        train_worker,
-        train_loop_config={
-            "recipe": recipe.model_dump_json(), "inputs": ray.put(inputs), "run_dir": run_dir,
-            "reporter": reporter,
-        },
-        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
-            use_gpu=train.use_gpu, resources_per_worker=_resources(recipe),
-            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
-        ),
-        run_config=ray.train.RunConfig(
-            name=PurePosixPath(run_dir).name,
-            storage_path=str(run_dir).rpartition("/")[0],
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=SELECTION, checkpoint_score_order="max"
-            ),
-            callbacks=[reporter, *callbacks],
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    try:
-        with _interruptible():
-            return trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise explain(error, run_dir, train.max_failures) from error
-    except KeyboardInterrupt:
-        logger.warning(
-            "Training was stopped: --resume goes on from the last checkpoint in %s, if there is one.", run_dir
-        )
-        raise
 
 
 @contextlib.contextmanager
@@ -191,11 +219,9 @@ def _has_dashboard() -> bool:
     return bool(ray.init(address, ignore_reinit_error=True, logging_level=logging.WARNING).dashboard_url)
 
 
-def _best(result: ray.train.Result, seconds: float) -> TrainedModel:
-    assert result.checkpoint is not None, "training ended without a checkpoint. This is a bug."
-    with result.checkpoint.as_directory() as folder:
-        state = load_state(Path(folder))
-    checkpoint, metrics = max(result.best_checkpoints, key=lambda entry: entry[1][SELECTION])
+def _best(result: ray.train.Result, selection: str, seconds: float) -> TrainedModel:
+    state = state_of(result)
+    checkpoint, metrics = max(result.best_checkpoints, key=lambda entry: entry[1][selection])
     with checkpoint.as_directory() as folder:
         weights = load_weights(Path(folder))
     return TrainedModel(
@@ -222,65 +248,3 @@ def _check_cluster(recipe: Recipe) -> None:
                 f"train.{field} is {workers}, which needs {each * workers:g} {kind}s, but Ray has "
                 f"{have.get(kind, 0):g}: set train.{field} lower, or join a larger cluster."
             )
-
-
-def _identity(recipe: Recipe, inputs: TrainingInputs, data_id: str) -> dict[str, Any]:
-    """What must be the same for a run to be resumed."""
-    tree = recipe.model_dump(mode="json", include=set(SECTIONS_THAT_MATTER))
-    for section, free in FREE_TO_CHANGE.items():
-        tree[section] = {key: value for key, value in tree[section].items() if key not in free}
-    if inputs.start_id:  # the Bundle may have moved; its encoder is a part of it
-        tree["train"]["warm_start"] = inputs.start_id
-        tree["encoder"]["model"] = "of the Bundle" if recipe.fusion.item_vector != "id" else recipe.encoder.model
-    vectors = b"" if inputs.text_vectors is None else np.ascontiguousarray(inputs.text_vectors).data
-    return {"recipe": tree, "dataset": data_id, "text_vectors": hashlib.sha256(vectors).hexdigest()[:16]}
-
-
-def _open_run(run_dir: str, identity: dict[str, Any], *, resume: bool) -> None:
-    record = f"{run_dir}/run.json"
-    if not resume:
-        _remove(run_dir)
-        write_json_atomic(record, identity)
-        return
-    try:
-        before = read_json(record)
-    except FileNotFoundError:
-        raise ArtifactNotFoundError(
-            f"There is no training run to resume in {run_dir}: run `llmrec train` without --resume."
-        ) from None
-    _check_record(run_dir)
-    if changed := _differences(before, json.loads(json.dumps(identity))):
-        raise ArtifactMismatchError(
-            f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and "
-            "data it was started with, or train anew without --resume."
-        )
-    Path(stop_file(run_dir)).unlink(missing_ok=True)
-
-
-def _check_record(run_dir: str) -> None:
-    """Ray Train writes its record of checkpoints over the last one, which a full disk may cut short."""
-    try:
-        read_json(f"{run_dir}/{RAYS_RECORD}")
-    except FileNotFoundError:
-        logger.warning("The run in %s was stopped before its first checkpoint was complete: it begins anew.", run_dir)
-    except CorruptArtifactError:
-        raise CorruptArtifactError(
-            f"{run_dir}/{RAYS_RECORD}, the record of the run's checkpoints, is damaged: train anew without --resume."
-        ) from None
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [path.removeprefix("recipe.")] if before != now else []
-    keys = sorted(before.keys() | now.keys())
-    pairs = [(before.get(key), now.get(key), f"{path}.{key}".strip(".")) for key in keys]
-    return [name for pair in pairs for name in _differences(*pair)]
-
-
-def _remove(run_dir: str) -> None:
-    if "://" not in run_dir:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        return
-    filesystem, path = pafs.FileSystem.from_uri(run_dir)
-    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-        filesystem.delete_dir(path)

@@ -1,19 +1,20 @@
-"""Weights of this moment -> NDCG@10 and HR@10 on the validation split, protocol P, users spread over workers.
+"""Weights of this moment -> NDCG@10 and such on the validation split, protocol P, users spread over workers.
 
-Full ranking over the catalogue minus each user's train items. It does not know optimizers or epochs.
-Shapes: B users of a batch, N items, T width of a text vector.
+Full ranking over the catalogue minus each user's train items, by the neural signal alone and, with a partner signal,
+by both together at several shares. It does not know optimizers or epochs.
+Shapes: B users of a batch, N items, T width of a text vector, F figures, S shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmrec_ray.metrics import ndcg_gains
+from llmrec_ray.metrics import ndcg_gains, reciprocal_gains
 from llmrec_ray.model import FusionRecommender, SharedText, TrainingModule, catalogue_vectors, user_matrix
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.train.engine import Engine
@@ -23,34 +24,48 @@ from llmrec_ray.types import FloatArray, Histories, IntArray
 
 __all__ = ["current_texts", "on_host", "validate"]
 
-K = 10
 Precision: TypeAlias = Literal["fp32", "bf16"]
+Ranks: TypeAlias = NDArray[np.float64]
+GAINS: dict[str, Callable[[Ranks, int], NDArray[Any]]] = {
+    "ndcg": ndcg_gains, "hr": lambda ranks, k: ranks <= k, "mrr": reciprocal_gains,
+}
+ALWAYS = ("ndcg@10", "hr@10")
+FUSED = "fused_"
+CALIBRATION_USERS = 256
+NEURAL_ALONE = (1.0, 0.0)
 
 
 def validate(
     module: TrainingModule, engine: Engine, inputs: TrainingInputs, workers: Workers, batch_users: int,
     precision: Precision = "fp32",
-) -> dict[str, float]:
-    """`ndcg@10` and `hr@10`, and `late_ndcg@10` when a partner signal is given; equal on every worker.
+) -> dict[str, Any]:
+    """`ndcg@10`, `hr@10` and `inputs.metrics` of the neural signal; equal on every worker.
+
+    With `inputs.late` also `fused_<metric>` of both signals, at the share of the neural signal that is best by the
+    metric of `inputs.selection`: `neural_share`; and `fused_curve`, that metric at every share as [share, value].
 
     precision: in which an encoder that trains computes, as in its steps.
     """
     module.eval()
     model = on_host(module.model, engine)
     catalogue = catalogue_vectors(model, current_texts(module, inputs, workers, precision))
-    scale = None if inputs.late is None else _score_deviation(model, catalogue, inputs, workers, batch_users)
-    totals = np.zeros(4)
+    judged_by = inputs.selection.removeprefix(FUSED)
+    names = tuple(dict.fromkeys([*ALWAYS, *inputs.metrics, judged_by]))
+    late = inputs.late
+    mixes = [NEURAL_ALONE]
+    if late is not None:
+        mixes += _mixes(late, _deviations(late, model, catalogue, inputs, workers, batch_users))
+    count, sums = 0, np.zeros((len(mixes), len(names)))
     for users, histories in _batches(inputs, workers, batch_users):
-        scores = user_matrix(model, catalogue, histories) @ catalogue.T
-        ranks = target_ranks(mask_seen(scores, histories), inputs.targets[users])
-        totals[:3] += len(users), ndcg_gains(ranks, K).sum(), (ranks <= K).sum()
-        if inputs.late is not None and scale is not None:
-            fused = mask_seen(_fused(scores, inputs.late, users, scale), histories)
-            totals[3] += ndcg_gains(target_ranks(fused, inputs.targets[users]), K).sum()
+        raw = [user_matrix(model, catalogue, histories) @ catalogue.T, *([] if late is None else [late.scores[users]])]
+        masked = [mask_seen(scores, histories) for scores in raw]
+        sums += [_gain_sums(target_ranks(_mixed(masked, mix), inputs.targets[users]), names) for mix in mixes]
+        count += len(users)
     module.train()
-    count, gain, hits, late_gain = workers.sum(torch.from_numpy(totals)).tolist()
-    metrics = {"ndcg@10": gain / count, "hr@10": hits / count}
-    return metrics if inputs.late is None else metrics | {"late_ndcg@10": late_gain / count}
+    total = workers.sum(torch.from_numpy(np.array([count, *sums.ravel()]))).numpy()
+    means = total[1:].reshape(sums.shape) / total[0]
+    metrics = dict(zip(names, means[0].tolist(), strict=True))
+    return metrics if late is None else metrics | _fused(late.shares, names, means[1:], judged_by)
 
 
 def current_texts(
@@ -75,32 +90,27 @@ def on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
 
 
 def _batches(
-    inputs: TrainingInputs, workers: Workers, batch_users: int
+    inputs: TrainingInputs, workers: Workers, batch_users: int, most: int | None = None
 ) -> Iterator[tuple[IntArray, Histories]]:
-    """This worker's users who have a target, in batches: their positions and histories."""
-    mine = np.flatnonzero(inputs.targets >= 0)[workers.rank :: workers.world_size]
+    """This worker's users who have a target, or the first of them, in batches: their positions and histories."""
+    mine = np.flatnonzero(inputs.targets >= 0)[workers.rank :: workers.world_size][:most]
     for start in range(0, len(mine), batch_users):
         users = mine[start : start + batch_users]
         yield users, inputs.histories.select(users)
 
 
-def _score_deviation(
-    model: FusionRecommender,
-    catalogue: FloatArray,
-    inputs: TrainingInputs,
-    workers: Workers,
+def _deviations(
+    late: LateFusion, model: FusionRecommender, catalogue: FloatArray, inputs: TrainingInputs, workers: Workers,
     batch_users: int,
-) -> tuple[float, float]:
-    """Standard deviations of the neural and the partner's scores over all pairs a user has not seen."""
-    assert inputs.late is not None, "deviation of a missing partner. This is a bug."
-    sums = np.zeros((2, 3))
-    for users, histories in _batches(inputs, workers, batch_users):
+) -> NDArray[np.float64]:
+    """[2] standard deviations of the neural and the partner's scores of unseen items, over some users."""
+    sums, users_each = np.zeros((2, 3)), -(-CALIBRATION_USERS // workers.world_size)
+    for users, histories in _batches(inputs, workers, min(batch_users, users_each), users_each):
         neural = user_matrix(model, catalogue, histories) @ catalogue.T
         unseen = np.isfinite(mask_seen(neural, histories))
-        sums += _moments(neural[unseen]), _moments(inputs.late.scores[users][unseen])
+        sums += _moments(neural[unseen]), _moments(late.scores[users][unseen])
     count, first, second = workers.sum(torch.from_numpy(sums)).numpy().T
-    deviations = np.sqrt(second / count - (first / count) ** 2)
-    return float(deviations[0]), float(deviations[1])
+    return np.asarray(np.sqrt(np.maximum(second / count - (first / count) ** 2, 0.0)), np.float64)
 
 
 def _moments(values: FloatArray) -> NDArray[np.float64]:
@@ -108,7 +118,33 @@ def _moments(values: FloatArray) -> NDArray[np.float64]:
     return np.array([wide.size, wide.sum(), np.square(wide).sum()])
 
 
-def _fused(scores: FloatArray, late: LateFusion, users: IntArray, scale: tuple[float, float]) -> FloatArray:
-    """Means are left out: they move all items of a user alike."""
-    neural, partner = late.neural_weight / scale[0], (1.0 - late.neural_weight) / scale[1]
-    return np.asarray(neural * scores + partner * late.scores[users], dtype=np.float32)
+def _mixes(late: LateFusion, deviations: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """What the neural and the partner's raw scores are multiplied with, for every share. Means are left out: they move
+    all items of a user alike."""
+    neural, partner = np.where(deviations > 0, deviations, 1.0).tolist()
+    return [(share / neural, (1.0 - share) / partner) for share in late.shares]
+
+
+def _mixed(masked: list[FloatArray], mix: tuple[float, float]) -> FloatArray:
+    """Weighted sum of scores [B, N] that are -inf where an item was seen, which no weight of 0 may meet."""
+    parts = [np.float32(weight) * scores for weight, scores in zip(mix, masked, strict=False) if weight]
+    return np.asarray(sum(parts[1:], parts[0]), np.float32)
+
+
+def _gain_sums(ranks: Ranks, names: tuple[str, ...]) -> list[float]:
+    """Sum over users of every figure, [F]."""
+    split = (name.split("@") for name in names)
+    return [float(GAINS[figure](ranks, int(k)).sum()) for figure, k in split]
+
+
+def _fused(
+    shares: tuple[float, ...], names: tuple[str, ...], means: NDArray[np.float64], judged_by: str
+) -> dict[str, Any]:
+    """From means [S, F]."""
+    judged = means[:, names.index(judged_by)]
+    best = int(judged.argmax())
+    return {
+        **{f"{FUSED}{name}": value for name, value in zip(names, means[best].tolist(), strict=True)},
+        "neural_share": shares[best],
+        "fused_curve": [[share, value] for share, value in zip(shares, judged.tolist(), strict=True)],
+    }

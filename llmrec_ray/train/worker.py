@@ -17,7 +17,7 @@ from llmrec_ray.train.loop import train_epochs
 from llmrec_ray.train.reports import Reports
 from llmrec_ray.train.workers import Workers
 
-__all__ = ["stop_file", "train_worker"]
+__all__ = ["train_worker"]
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -25,20 +25,16 @@ def train_worker(config: dict[str, Any]) -> None:
     _hush()
     recipe = Recipe.model_validate_json(config["recipe"])
     inputs = ray.get(config["inputs"])
+    own, start_from = ray.train.get_checkpoint(), config["start_from"]
+    checkpoint = ray.train.Checkpoint(start_from) if own is None and start_from is not None else own
     with contextlib.ExitStack() as stack:
-        checkpoint = ray.train.get_checkpoint()
         folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         workers = _workers()
         reports = Reports(config["run_dir"], workers, None if folder is None else load_state(folder).step)
         train_epochs(
-            recipe, inputs, workers, reports, folder, Path(stop_file(config["run_dir"])).exists,
-            config["reporter"].say, reports.check_room,
+            recipe, inputs, workers, reports, folder, config["verdict"], config["reporter"].say, reports.check_room,
+            of_another_run=own is None,
         )
-
-
-def stop_file(run_dir: str) -> str:
-    """A file whose existence ends the run in `run_dir` after its current epoch, cleanly; on a shared disk."""
-    return f"{run_dir}/stop"
 
 
 def _hush() -> None:
