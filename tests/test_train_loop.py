@@ -319,7 +319,7 @@ def test_validation_reports_every_metric_of_both_signals_at_the_best_share():
     recipe, inputs = plain(), inputs_of_board()
     perfect = np.zeros((len(inputs.histories), inputs.n_items), np.float32)
     perfect[np.arange(len(perfect)), inputs.targets] = 5.0
-    inputs = replace(inputs, late=LateFusion(perfect), metrics=("mrr@3",), selection="fused_hr@5")
+    inputs = replace(inputs, late=LateFusion(np.arange(40), perfect), metrics=("mrr@3",), selection="fused_hr@5")
     module = build_module(recipe, inputs, inputs.windows(recipe))
     measured = validate(module, make_engine(module, recipe, ALONE, None), inputs, ALONE, 9)
     assert set(measured) == {

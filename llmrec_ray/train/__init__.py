@@ -2,6 +2,7 @@
 
 from llmrec_ray.train.finish import TextSpace, train_bundle
 from llmrec_ray.train.inputs import LateFusion, TrainingInputs, build_recommender
+from llmrec_ray.train.memory import smaller
 from llmrec_ray.train.run import TrainedModel, run_training
 from llmrec_ray.train.warm import center_of, open_start, with_encoder_of
 
@@ -14,6 +15,7 @@ __all__ = [
     "center_of",
     "open_start",
     "run_training",
+    "smaller",
     "train_bundle",
     "with_encoder_of",
 ]

@@ -55,10 +55,12 @@ __all__ = ["LateFusion", "TrainingInputs", "build_module", "build_recommender"]
 class LateFusion:
     """A fixed partner of the neural signal: validation then also scores both together, see `validation`.
 
-    scores: [U, N] float32 raw scores of the partner for the users' train histories, finite.
+    users: [B] int64, users who have a validation target; all of them or some. scores: [B, N] float32 raw scores of the
+    partner for their train histories, finite.
     shares: those of the neural signal that are tried; the partner has the rest, both scaled to unit deviation.
     """
 
+    users: IntArray
     scores: FloatArray
     shares: tuple[float, ...] = TENTHS
 

@@ -83,16 +83,17 @@ def run_training(
     else may differ. One that is over already needs no workers, and gives what it gave.
 
     inputs_ref: where `inputs` are in Ray's object store already. verdict: asked by the first worker after each epoch
-    but the last, with its number; True ends the run there, for good. start_from: folder or URI of a checkpoint that
-    another run reported, whose weights, AdamW moments, epoch and step this one goes on from; rates, dropout and other
-    settings that leave the architecture alone may differ. keep_all: keep the checkpoint of every epoch.
+    but the last, with its number; True ends the run there. Resumed with a verdict, such a run goes on if that says
+    False now; without one it is over. start_from: folder or URI of a checkpoint that another run reported, whose
+    weights, AdamW moments, epoch and step this one goes on from; rates, dropout and other settings that leave the
+    architecture alone may differ. keep_all: keep the checkpoint of every epoch.
 
     Raises TrainingError (loss not finite, or workers failed too often), OutOfMemoryError, ClusterError (too few CPUs or
     GPUs), ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
     """
     inputs.check()
     told = identity(recipe, inputs, data_id, start_from)
-    if resume and (over := resume_run(run_dir, told, recipe)) is not None:
+    if resume and (over := resume_run(run_dir, told, recipe, verdict)) is not None:
         return _best(*over, seconds=0.0)
     _check_cluster(recipe)
     if not resume:

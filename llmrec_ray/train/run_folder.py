@@ -1,7 +1,7 @@
 """The folder of a training run: Ray Train's checkpoints, and what is said beside them.
 
     run.json        what was trained on what, so that only the same run is resumed
-    stopped.json    there when the run was told to end before its last epoch: it is over all the same
+    stopped.json    the epoch after which the run was told to end before its last: it is over while it stands there
 
 It knows a folder, local or on an object store, and no workers.
 """
@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from llmrec_ray.train.checkpoint import LoopState, load_state
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import is_over
 
-__all__ = ["begin_run", "finished_run", "identity", "mark_stopped", "resume_run", "state_of"]
+__all__ = ["begin_run", "identity", "mark_stopped", "resume_run", "state_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,12 @@ def begin_run(run_dir: str, identity: dict[str, Any]) -> None:
     write_json_atomic(f"{run_dir}/{RUN}", identity)
 
 
-def resume_run(run_dir: str, identity: dict[str, Any], recipe: Recipe) -> tuple[ray.train.Result, str] | None:
+def resume_run(
+    run_dir: str, identity: dict[str, Any], recipe: Recipe, verdict: Callable[[int], bool] | None = None
+) -> tuple[ray.train.Result, str] | None:
     """The result of a run that is over, and the metric that chose its best checkpoint; None for one that may go on.
+
+    A run that was told to end is over unless a `verdict` says that it may go on from there.
 
     Raises ArtifactNotFoundError (nothing to resume), ArtifactMismatchError (another run), CorruptArtifactError.
     """
@@ -82,7 +87,7 @@ def resume_run(run_dir: str, identity: dict[str, Any], recipe: Recipe) -> tuple[
         raise ArtifactNotFoundError(
             f"There is no training run to resume in {run_dir}: run `llmrec train` without --resume."
         ) from None
-    result = finished_run(run_dir, recipe) if _has_checkpoints(run_dir) else None
+    result = _finished_run(run_dir, recipe, verdict) if _has_checkpoints(run_dir) else None
     selection = str(before.get("selection", FIRST_SELECTION))
     then = before | {"recipe": _without_free(before["recipe"]), "selection": selection}
     now = json.loads(json.dumps(identity)) | ({} if result is None else {"selection": selection})
@@ -92,22 +97,6 @@ def resume_run(run_dir: str, identity: dict[str, Any], recipe: Recipe) -> tuple[
             "data it was started with, or train anew without --resume."
         )
     return None if result is None else (result, selection)
-
-
-def finished_run(run_dir: str, recipe: Recipe) -> ray.train.Result | None:
-    """What a run gave that has nothing left to do, or was told to end; None for any other."""
-    try:
-        with warnings.catch_warnings():  # Ray 2.60 reads its record through pydantic's old names
-            warnings.simplefilter("ignore", DeprecationWarning)
-            result = ray.train.Result.from_path(run_dir)
-    except CheckpointManagerInitializationError as error:
-        raise CorruptArtifactError(
-            f"The checkpoints that {run_dir}/{RAYS_RECORD} names cannot be used ({str(error).splitlines()[0]}): train "
-            "anew without --resume."
-        ) from error
-    if result.checkpoint is None:
-        return None
-    return result if is_over(state_of(result), recipe.train) or _is_stopped(run_dir) else None
 
 
 def state_of(result: ray.train.Result) -> LoopState:
@@ -122,11 +111,33 @@ def mark_stopped(run_dir: str, epoch: int) -> None:
     write_json_atomic(f"{run_dir}/{STOPPED}", {"epoch": epoch})
 
 
-def _is_stopped(run_dir: str) -> bool:
+def _finished_run(
+    run_dir: str, recipe: Recipe, verdict: Callable[[int], bool] | None
+) -> ray.train.Result | None:
+    try:
+        with warnings.catch_warnings():  # Ray 2.60 reads its record through pydantic's old names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            result = ray.train.Result.from_path(run_dir)
+    except CheckpointManagerInitializationError as error:
+        raise CorruptArtifactError(
+            f"The checkpoints that {run_dir}/{RAYS_RECORD} names cannot be used ({str(error).splitlines()[0]}): train "
+            "anew without --resume."
+        ) from error
+    if result.checkpoint is None:
+        return None
+    state = state_of(result)
+    if is_over(state, recipe.train):
+        return result
+    if state.losses or state.epoch == 0:
+        return None
+    told_to_end = _stopped_after(run_dir) == state.epoch if verdict is None else verdict(state.epoch)
+    return result if told_to_end else None
+
+
+def _stopped_after(run_dir: str) -> int | None:
     with contextlib.suppress(FileNotFoundError):
-        read_json(f"{run_dir}/{STOPPED}")
-        return True
-    return False
+        return int(read_json(f"{run_dir}/{STOPPED}")["epoch"])
+    return None
 
 
 def _without_free(tree: dict[str, Any]) -> dict[str, Any]:

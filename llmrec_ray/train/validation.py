@@ -32,7 +32,6 @@ GAINS: dict[str, Callable[[Ranks, int], NDArray[Any]]] = {
 ALWAYS = ("ndcg@10", "hr@10")
 FUSED = "fused_"
 CALIBRATION_USERS = 256
-NEURAL_ALONE = (1.0, 0.0)
 
 
 def validate(
@@ -49,23 +48,22 @@ def validate(
     module.eval()
     model = on_host(module.model, engine)
     catalogue = catalogue_vectors(model, current_texts(module, inputs, workers, precision))
+
+    def score(histories: Histories) -> FloatArray:
+        return mask_seen(user_matrix(model, catalogue, histories) @ catalogue.T, histories)
+
     judged_by = inputs.selection.removeprefix(FUSED)
     names = tuple(dict.fromkeys([*ALWAYS, *inputs.metrics, judged_by]))
-    late = inputs.late
-    mixes = [NEURAL_ALONE]
-    if late is not None:
-        mixes += _mixes(late, _deviations(late, model, catalogue, inputs, workers, batch_users))
-    count, sums = 0, np.zeros((len(mixes), len(names)))
-    for users, histories in _batches(inputs, workers, batch_users):
-        raw = [user_matrix(model, catalogue, histories) @ catalogue.T, *([] if late is None else [late.scores[users]])]
-        masked = [mask_seen(scores, histories) for scores in raw]
-        sums += [_gain_sums(target_ranks(_mixed(masked, mix), inputs.targets[users]), names) for mix in mixes]
-        count += len(users)
+    sums = np.zeros((1, 1 + len(names)))
+    mixing = None if inputs.late is None else _Mixing(inputs, inputs.late, names, score, workers, batch_users)
+    for users, histories in _batches(inputs, np.flatnonzero(inputs.targets >= 0), workers, batch_users):
+        scores = score(histories)
+        sums += _gain_sums(target_ranks(scores, inputs.targets[users]), names)
+        if mixing is not None:
+            mixing.add(users, scores)
     module.train()
-    total = workers.sum(torch.from_numpy(np.array([count, *sums.ravel()]))).numpy()
-    means = total[1:].reshape(sums.shape) / total[0]
-    metrics = dict(zip(names, means[0].tolist(), strict=True))
-    return metrics if late is None else metrics | _fused(late.shares, names, means[1:], judged_by)
+    metrics = dict(zip(names, _means(sums, workers)[0].tolist(), strict=True))
+    return metrics if mixing is None else metrics | mixing.metrics(judged_by)
 
 
 def current_texts(
@@ -89,28 +87,64 @@ def on_host(model: FusionRecommender, engine: Engine) -> FusionRecommender:
     return twin
 
 
+class _Mixing:
+    """Both signals at every share, over the users of whom the partner's scores are known."""
+
+    def __init__(
+        self, inputs: TrainingInputs, late: LateFusion, names: tuple[str, ...],
+        score: Callable[[Histories], FloatArray], workers: Workers, batch_users: int,
+    ) -> None:
+        self._inputs, self._late, self._names, self._workers = inputs, late, names, workers
+        self._places = np.full(len(inputs.targets), -1)
+        self._places[late.users] = np.arange(len(late.users))
+        self._mixes = self._weights(score, batch_users)
+        self._sums = np.zeros((len(late.shares), 1 + len(names)))
+
+    def add(self, users: IntArray, scores: FloatArray) -> None:
+        """Neural scores [B, N] of some users, -inf where an item was seen."""
+        known = self._places[users] >= 0
+        neural, partner = scores[known], self._late.scores[self._places[users[known]]]
+        targets = self._inputs.targets[users[known]]
+        partner = np.where(np.isneginf(neural), -np.inf, partner)
+        self._sums += [
+            _gain_sums(target_ranks(_mixed(neural, partner, *mix), targets), self._names) for mix in self._mixes
+        ]
+
+    def metrics(self, judged_by: str) -> dict[str, Any]:
+        """Of all workers' users; every worker must call it."""
+        means, shares = _means(self._sums, self._workers), self._late.shares
+        judged = means[:, self._names.index(judged_by)]
+        best = int(judged.argmax())
+        return {
+            **{f"{FUSED}{name}": value for name, value in zip(self._names, means[best].tolist(), strict=True)},
+            "neural_share": shares[best],
+            "fused_curve": [[share, value] for share, value in zip(shares, judged.tolist(), strict=True)],
+        }
+
+    def _weights(self, score: Callable[[Histories], FloatArray], batch_users: int) -> list[tuple[float, float]]:
+        """What both signals' raw scores are multiplied with at every share, from their deviations over unseen items of
+        some users. Means are left out: they move all items of a user alike."""
+        sums = np.zeros((2, 3))
+        for users, histories in _batches(
+            self._inputs, self._late.users[:CALIBRATION_USERS], self._workers, batch_users
+        ):
+            neural = score(histories)
+            unseen = np.isfinite(neural)
+            sums += _moments(neural[unseen]), _moments(self._late.scores[self._places[users]][unseen])
+        count, first, second = self._workers.sum(torch.from_numpy(sums)).numpy().T
+        variances = second / count - (first / count) ** 2
+        neural_std, partner_std = np.sqrt(np.where(variances > 0, variances, 1.0)).tolist()
+        return [(share / neural_std, (1.0 - share) / partner_std) for share in self._late.shares]
+
+
 def _batches(
-    inputs: TrainingInputs, workers: Workers, batch_users: int, most: int | None = None
+    inputs: TrainingInputs, users: IntArray, workers: Workers, batch_users: int
 ) -> Iterator[tuple[IntArray, Histories]]:
-    """This worker's users who have a target, or the first of them, in batches: their positions and histories."""
-    mine = np.flatnonzero(inputs.targets >= 0)[workers.rank :: workers.world_size][:most]
+    """This worker's part of some users, in batches: their rows and histories."""
+    mine = users[workers.rank :: workers.world_size]
     for start in range(0, len(mine), batch_users):
-        users = mine[start : start + batch_users]
-        yield users, inputs.histories.select(users)
-
-
-def _deviations(
-    late: LateFusion, model: FusionRecommender, catalogue: FloatArray, inputs: TrainingInputs, workers: Workers,
-    batch_users: int,
-) -> NDArray[np.float64]:
-    """[2] standard deviations of the neural and the partner's scores of unseen items, over some users."""
-    sums, users_each = np.zeros((2, 3)), -(-CALIBRATION_USERS // workers.world_size)
-    for users, histories in _batches(inputs, workers, min(batch_users, users_each), users_each):
-        neural = user_matrix(model, catalogue, histories) @ catalogue.T
-        unseen = np.isfinite(mask_seen(neural, histories))
-        sums += _moments(neural[unseen]), _moments(late.scores[users][unseen])
-    count, first, second = workers.sum(torch.from_numpy(sums)).numpy().T
-    return np.asarray(np.sqrt(np.maximum(second / count - (first / count) ** 2, 0.0)), np.float64)
+        batch = mine[start : start + batch_users]
+        yield batch, inputs.histories.select(batch)
 
 
 def _moments(values: FloatArray) -> NDArray[np.float64]:
@@ -118,33 +152,21 @@ def _moments(values: FloatArray) -> NDArray[np.float64]:
     return np.array([wide.size, wide.sum(), np.square(wide).sum()])
 
 
-def _mixes(late: LateFusion, deviations: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """What the neural and the partner's raw scores are multiplied with, for every share. Means are left out: they move
-    all items of a user alike."""
-    neural, partner = np.where(deviations > 0, deviations, 1.0).tolist()
-    return [(share / neural, (1.0 - share) / partner) for share in late.shares]
-
-
-def _mixed(masked: list[FloatArray], mix: tuple[float, float]) -> FloatArray:
+def _mixed(neural: FloatArray, partner: FloatArray, weight: float, partner_weight: float) -> FloatArray:
     """Weighted sum of scores [B, N] that are -inf where an item was seen, which no weight of 0 may meet."""
-    parts = [np.float32(weight) * scores for weight, scores in zip(mix, masked, strict=False) if weight]
-    return np.asarray(sum(parts[1:], parts[0]), np.float32)
+    if not partner_weight:
+        return neural
+    mixed = np.float32(partner_weight) * partner
+    return mixed if not weight else np.asarray(mixed + np.float32(weight) * neural, np.float32)
 
 
 def _gain_sums(ranks: Ranks, names: tuple[str, ...]) -> list[float]:
-    """Sum over users of every figure, [F]."""
+    """How many users there are, and the sum over them of every figure: [1 + F]."""
     split = (name.split("@") for name in names)
-    return [float(GAINS[figure](ranks, int(k)).sum()) for figure, k in split]
+    return [float(len(ranks)), *(float(GAINS[figure](ranks, int(k)).sum()) for figure, k in split)]
 
 
-def _fused(
-    shares: tuple[float, ...], names: tuple[str, ...], means: NDArray[np.float64], judged_by: str
-) -> dict[str, Any]:
-    """From means [S, F]."""
-    judged = means[:, names.index(judged_by)]
-    best = int(judged.argmax())
-    return {
-        **{f"{FUSED}{name}": value for name, value in zip(names, means[best].tolist(), strict=True)},
-        "neural_share": shares[best],
-        "fused_curve": [[share, value] for share, value in zip(shares, judged.tolist(), strict=True)],
-    }
+def _means(sums: NDArray[np.float64], workers: Workers) -> NDArray[np.float64]:
+    """Means over the users of all workers, [S, F], from sums [S, 1 + F]."""
+    total = workers.sum(torch.from_numpy(sums)).numpy()
+    return np.asarray(total[:, 1:] / total[:, :1], np.float64)
