@@ -28,8 +28,10 @@ __all__ = ["concurrent_trials", "run_search"]
 
 logger = logging.getLogger(__name__)
 
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-"""No tables: the bar and the campaign's files say it all."""
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0",  # no tables: bar and files say it all
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a leg that fails before its first epoch reports nothing
+}
 LEG_RESOURCES = {"memory": 2**20}
 """A leg itself only waits for its training workers, which ask for CPUs of their own; Tune wants something."""
 RESTARTS = 2
@@ -38,7 +40,7 @@ RESTARTS = 2
 
 def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: ActorHandle, shared: ActorHandle) -> None:
     """Train legs until the judge has none. Raises ClusterError when there is no room for a single trial."""
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     concurrent = concurrent_trials(recipe)
     trainable = ray.tune.with_parameters(
