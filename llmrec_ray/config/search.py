@@ -60,7 +60,7 @@ MUTABLE = (
     "encoder.gradient_share",
 )
 """What population-based training may change: no shape of weights, no number of steps."""
-COMBINATIONS = 200
+COMBINATIONS = 500
 
 
 def search_problems(recipe: Recipe) -> list[str]:
@@ -213,13 +213,17 @@ def _samples(domain: Domain) -> tuple[Any, ...]:
 
 
 def _choices_beside(recipe: Recipe, key: str) -> Iterator[dict[str, Any]]:
-    """Combinations of the other keys' choices, not endlessly many."""
+    """Choices of one other key, then of two: rules are between few keys."""
     others = {
         other: domain.choice for other, domain in recipe.tune.search.items()
         if other != key and isinstance(domain, Choice) and _is_key(other)
     }
-    combinations = itertools.product(*others.values())
-    return (dict(zip(others, values, strict=True)) for values in itertools.islice(combinations, COMBINATIONS))
+    beside = (
+        dict(zip(names, values, strict=True))
+        for size in (1, 2) for names in itertools.combinations(others, size)
+        for values in itertools.product(*(others[name] for name in names))
+    )
+    return itertools.islice(beside, COMBINATIONS)
 
 
 def _is_key(key: str) -> bool:
