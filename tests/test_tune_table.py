@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from llmrec_ray.config import Choice, load_recipe
+from llmrec_ray.tune.outcome import Confirmation
 from llmrec_ray.tune.records import Part
 from llmrec_ray.tune.report import best_yaml, outcome_figures, write_outcome
 from llmrec_ray.tune.table import results_table
@@ -77,7 +78,8 @@ def test_choices_of_any_kind_get_one_column_type(tmp_path, values, kind):
 
 def test_a_recipe_is_written_as_a_person_would_and_loads_as_an_equal_one(tmp_path):
     recipe = searched_recipe(
-        "train.learning_rate=1e-5", "fusion.weights={neural: 0.6, text: 0.4}", "tune.scheduler=pbt", "tune.pbt={}"
+        "train.learning_rate=1e-5", "fusion.weights={neural: 0.6, text: 0.4}", "tune.scheduler=pbt", "tune.pbt={}",
+        "tune.search={train.learning_rate: {loguniform: [1e-5, 1e-2]}}",
     )
     text = recipe_yaml(recipe, ["first\nsecond", "  indented"])
     (tmp_path / "best.yaml").write_text(text)
@@ -116,7 +118,6 @@ def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
 
 
 def test_figures_that_are_not_numbers_are_null_for_programs(tmp_path):
-    record = made_record(0, epochs=2)
-    record.epochs[0][METRIC] = math.nan
-    write_outcome(tmp_path, made_outcome([record], seconds=math.inf))
-    assert json.loads((tmp_path / "outcome.json").read_text())["seconds"] is None
+    outcome = made_outcome([made_record(0, epochs=2)], confirmation=Confirmation({101: math.nan}, {101: 0.1}))
+    write_outcome(tmp_path, outcome)
+    assert json.loads((tmp_path / "outcome.json").read_text())["confirmation"]["winner"] == {"101": None}

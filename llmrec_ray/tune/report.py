@@ -1,6 +1,7 @@
 """An Outcome -> the files that people and programs read: a table, a page, a recipe, and the figures as JSON.
 
     results.parquet   one row per trial and epoch, see `table`
+    report.html       the same for people, see `page`
     best.yaml         the best recipe, ready for `llmrec train --config`
     outcome.json      figures and settings of the winner, for programs
 """
@@ -14,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.page import render_page
 from llmrec_ray.tune.records import values_of
 from llmrec_ray.tune.table import results_table
 from llmrec_ray.tune.written import recipe_yaml, setting_of, setting_text
 
 __all__ = ["best_yaml", "outcome_figures", "write_outcome"]
 
+OF_POLICY = ("overrides", "value", "base", "weights", "curve", "seconds")
+
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write the files of the module's docstring into a folder that exists."""
     results_table(outcome.records, outcome.space, outcome.metric).write_parquet(folder / "results.parquet")
-    (folder / "best.yaml").write_text(best_yaml(outcome), encoding="utf-8")
+    written = best_yaml(outcome)
+    (folder / "best.yaml").write_text(written, encoding="utf-8")
+    (folder / "report.html").write_text(render_page(outcome, written), encoding="utf-8")
     figures = json.dumps(_plain(outcome_figures(outcome)), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "outcome.json").write_text(figures + "\n", encoding="utf-8")
 
@@ -58,7 +64,7 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
             "value": max(values_of(outcome.winner, outcome.metric)),
         },
         "overrides": outcome.overrides,
-        "policy": None if outcome.policy is None else asdict(outcome.policy),
+        "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
 
