@@ -1,7 +1,6 @@
 """The report of an evaluation: what it says, that it needs nothing else, and that no data can break out of it."""
 
 import re
-from html.parser import HTMLParser
 from importlib import resources
 
 import numpy as np
@@ -18,40 +17,10 @@ from llmrec_ray.evaluate.html import render_report
 from llmrec_ray.metrics import ndcg_gains, paired_difference, summarise
 from llmrec_ray.pages import Bar, Interval, grouped_bars, interval_chart, line_chart, stacked_bar
 from llmrec_ray.recommend import Pipeline
+from tests.pages import HOSTILE, Page, check_is_alone, colours, contrast
 
-HOSTILE = "<script>alert('x')</script> & \"quoted\""
 USERS = 60
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 CSS = (resources.files("llmrec_ray.pages") / "templates" / "page.css").read_text()
-
-
-class Page(HTMLParser):
-    """Tags with their attributes and the text of a page; complains about tags that are not closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 def made_evaluation(shift=8.0, **fields):
@@ -110,12 +79,8 @@ def parts(tiny_recipe, tiny_release):
     )
 
 
-def test_the_page_needs_nothing_from_outside(page, parsed):
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.tags}
-    assert not any({"src", "href", "srcset", "style"} & attrs.keys() for _, attrs in parsed.tags)
-    assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
-    for outside in ("http:", "https:", "url(", "@import", "@font-face"):
-        assert outside not in page
+def test_the_page_needs_nothing_from_outside(page):
+    check_is_alone(page)
 
 
 @pytest.mark.parametrize("place", ["title", "history", "user_id", "signal", "recipe", "protocol", "baseline"])
@@ -235,28 +200,16 @@ def test_an_evaluation_of_an_older_version_still_makes_a_page(evaluation):
     assert "Curves" not in text
 
 
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_charts_stand_out_in_both_colour_schemes(scheme):
     """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for what a chart is read by."""
-    light, dark = CSS.split("@media (prefers-color-scheme: dark)")
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light if scheme == "light" else dark))
+    shown = colours(CSS, scheme)
     for paper in ("paper", "panel", "soft", "ours"):
         for ink in ("ink", "muted"):
-            assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
-    assert contrast(colours["good"], colours["good-soft"]) >= 4.5
+            assert contrast(shown[ink], shown[paper]) >= 4.5, (ink, paper)
+    assert contrast(shown["good"], shown["good-soft"]) >= 4.5
     for place in [*(f"c{n}" for n in range(8)), "other"]:
-        assert contrast(colours[place], colours["panel"]) >= 3, place
+        assert contrast(shown[place], shown["panel"]) >= 3, place
 
 
 def test_a_line_goes_from_the_left_to_the_right_and_up_with_its_values():
