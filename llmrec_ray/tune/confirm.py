@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import ray
@@ -28,9 +29,9 @@ from llmrec_ray.artifact import Artifact, Workspace, read_json, write_json_atomi
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, LlmrecError
+from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, LlmrecError, OutOfMemoryError
 from llmrec_ray.evaluate import validation_value
-from llmrec_ray.train import open_start, train_bundle
+from llmrec_ray.train import open_start, smaller, train_bundle
 from llmrec_ray.tune.look import look_at_test
 from llmrec_ray.tune.outcome import Confirmation
 from llmrec_ray.tune.shared import text_of
@@ -64,26 +65,28 @@ class FreshRun(BaseModel):
 
 
 def confirm(
-    recipe: Recipe, best: Recipe, dataset: Dataset, root: str, *, seeds: Sequence[int], metric: str, score_test: bool,
-    concurrent: int,
+    recipe: Recipe, best: Recipe, dataset: Dataset, workspace: Workspace, root: str, *, seeds: Sequence[int],
+    metric: str, score_test: bool, concurrent: int,
 ) -> Confirmation:
     """Train `best` and `recipe` with every seed on the connected Ray, at most `concurrent` at once, and measure each by
     the served pipeline on validation; with `score_test` then the winner of the first seed once on test.
 
-    root: folder or URI of the campaign. metric: `ndcg@10`, … A run that fails does not stop the others: it is named
-    with its reason, and tried again by the next call. What winner and recipe have in common is trained once.
+    workspace: has the cache of text vectors and the log of looks at test. root: folder or URI of the campaign. metric:
+    `ndcg@10`, … A run that fails does not stop the others: it is named with its reason, and tried again by the next
+    call. What winner and recipe have in common is trained once.
     """
     jobs = _plan(recipe, best, dataset, root, seeds, metric)
     runs = {job.name: run for job in jobs if (run := _finished(job)) is not None}
+    texts = _Texts(dataset, workspace)
     for phase in _phases([job for job in jobs if job.name not in runs]):
-        for job, run in _in_turn(phase, dataset, concurrent):
+        for job, run in _in_turn(phase, texts, concurrent):
             write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
             runs[job.name] = run
             logger.info("%s with seed %d: %s (%d of %d)", job.arm, run.seed, _said(run, metric), len(runs), len(jobs))
     if all(run.reason is None for run in runs.values()):
         _clear(jobs)
     confirmation = _confirmation([runs[job.name] for job in jobs])
-    return _with_test(confirmation, jobs, runs, dataset) if score_test else confirmation
+    return _with_test(confirmation, jobs, runs, dataset, workspace) if score_test else confirmation
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,9 @@ def _phases(jobs: list[_Job]) -> list[list[_Job]]:
     return [first, [job for job in jobs if job not in first]]
 
 
-def _in_turn(jobs: Sequence[_Job], dataset: Dataset, concurrent: int) -> Iterator[tuple[_Job, FreshRun]]:
+def _in_turn(jobs: Sequence[_Job], texts: _Texts, concurrent: int) -> Iterator[tuple[_Job, FreshRun]]:
     """Each job and what came of it, as they end."""
-    texts, waiting, running = _Texts(dataset), [*jobs], dict[ray.ObjectRef, _Job]()
+    waiting, running = [*jobs], dict[ray.ObjectRef, _Job]()
     task = ray.remote(num_cpus=0)(_train_and_measure)  # it only waits for its workers, which ask for CPUs of their own
     try:
         while waiting or running:
@@ -175,13 +178,13 @@ def _in_turn(jobs: Sequence[_Job], dataset: Dataset, concurrent: int) -> Iterato
 class _Texts:
     """Text vectors in the object store, by the encoder that makes them."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset, self._made = dataset, dict[str, ray.ObjectRef]()
+    def __init__(self, dataset: Dataset, workspace: Workspace) -> None:
+        self._dataset, self._workspace, self._made = dataset, workspace, dict[str, ray.ObjectRef]()
 
     def of(self, recipe: Recipe) -> ray.ObjectRef:
         key = recipe.model_dump_json(include={"encoder", "fusion", "train"})
         if key not in self._made:
-            raw = text_of(recipe, self._dataset, Workspace(recipe.workspace), open_start(recipe))
+            raw = text_of(recipe, self._dataset, self._workspace, open_start(recipe))
             self._made[key] = ray.put(raw)
         return self._made[key]
 
@@ -199,25 +202,33 @@ def _train_and_measure(job: _Job, raw_text: FloatArray | None) -> FreshRun:
     """What a Ray task runs, again when its process was lost."""
     started = time.monotonic()
     dataset = Dataset.open(job.dataset_uri, verify=False)
-    bundle = Bundle.open(_train(job, job.recipe, dataset, raw_text).uri, verify=False)
+    bundle = Bundle.open(_train(job, dataset, raw_text).uri, verify=False)
     return FreshRun(
         arm=job.arm, seed=job.recipe.seed, identity=job.identity, bundle=bundle.id,
         value=validation_value(job.recipe, dataset, bundle, job.metric), seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _train(job: _Job, recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None) -> Artifact:
-    """Go on with what was begun; anew when it was another recipe, or is damaged."""
-    workspace, start = Workspace(job.uri), open_start(recipe)
+def _train(job: _Job, dataset: Dataset, raw_text: FloatArray | None) -> Artifact:
+    """As a trial is trained: once more in smaller pieces when memory was not enough."""
+    try:
+        return _go_on_or_begin(job, job.recipe, dataset, raw_text)
+    except OutOfMemoryError:
+        if (less := smaller(job.recipe)) is None:
+            raise
+    return _go_on_or_begin(job, less, dataset, raw_text)
+
+
+def _go_on_or_begin(job: _Job, recipe: Recipe, dataset: Dataset, raw_text: FloatArray | None) -> Artifact:
+    """Anew when what was begun was another recipe, or is damaged."""
+    train = partial(
+        train_bundle, recipe, dataset, raw_text, Workspace(job.uri), start=open_start(recipe), run_dir=job.run_dir,
+        show_progress=False,
+    )
     if _has_begun(job.run_dir):
         with contextlib.suppress(ArtifactMismatchError, CorruptArtifactError):
-            return train_bundle(
-                recipe, dataset, raw_text, workspace, start=start, resume=True, run_dir=job.run_dir,
-                show_progress=False,
-            )
-    return train_bundle(
-        recipe, dataset, raw_text, workspace, start=start, run_dir=job.run_dir, show_progress=False
-    )
+            return train(resume=True)
+    return train()
 
 
 def _has_begun(run_dir: str) -> bool:
@@ -260,17 +271,18 @@ def _confirmation(runs: Sequence[FreshRun]) -> Confirmation:
 
 
 def _with_test(
-    confirmation: Confirmation, jobs: Sequence[_Job], runs: Mapping[str, FreshRun], dataset: Dataset
+    confirmation: Confirmation, jobs: Sequence[_Job], runs: Mapping[str, FreshRun], dataset: Dataset,
+    workspace: Workspace,
 ) -> Confirmation:
     """By the first seed of which there is a winner."""
     trained = [job for job in jobs if job.arm == "winner" and runs[job.name].bundle is not None]
     if not trained:
         return confirmation
     job = trained[0]
-    workspace = Workspace(job.uri)
-    bundle = Bundle.open(f"{workspace.root('bundle')}/bundle-{runs[job.name].bundle}")
+    own = Workspace(job.uri)
+    bundle = Bundle.open(f"{own.root('bundle')}/bundle-{runs[job.name].bundle}")
     try:
-        look = look_at_test(job.recipe, dataset, bundle, workspace, job.metric, winner=job.identity)
+        look = look_at_test(job.recipe, dataset, bundle, own, job.metric, winner=job.identity, log=workspace)
     except LlmrecError as error:
         return replace(confirmation, failed=confirmation.failed | {"test": str(error)})
     return replace(confirmation, test=look.value, test_uri=look.uri, looks=look.looks)

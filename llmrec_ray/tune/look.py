@@ -1,6 +1,6 @@
 """A campaign's winner -> its one figure on the test split, however often the campaign is resumed or shown.
 
-What was seen stands in `<root>/confirm/test.json`, and in the log of looks at test of the recipe's own workspace.
+What was seen stands in `<root>/confirm/test.json`, and in the workspace's log of looks at the test split.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Look", "look_at_test"]
 
 @dataclass(frozen=True)
 class Look:
-    """value: the metric on test. uri: the Evaluation. looks: how often the recipe's workspace has scored this split."""
+    """value: the metric on test. uri: the Evaluation. looks: how often this split was scored from the workspace."""
 
     value: float
     uri: str
@@ -31,19 +31,20 @@ class Look:
 
 
 def look_at_test(
-    recipe: Recipe, dataset: Dataset, bundle: Bundle, workspace: Workspace, metric: str, *, winner: str
+    recipe: Recipe, dataset: Dataset, bundle: Bundle, workspace: Workspace, metric: str, *, winner: str, log: Workspace
 ) -> Look:
     """Score the test split with a Bundle of the winner, or say again what was seen when that has been done.
 
     recipe: the winner's. workspace: of the Bundle, among those of the campaign's fresh runs; receives Index and
-    Evaluation. winner: hash of what it is. All items are candidates. Raises what `evaluate` raises, and ArtifactError
-    when another winner of the campaign has looked before, since a second look would make test a part of the search.
+    Evaluation. winner: hash of what it is. log: workspace that logs the look. All items are candidates. Raises what
+    `evaluate` raises, and ArtifactError when another winner of the campaign has looked before, since a second look
+    would make test a part of the search.
     """
     state = f"{workspace.uri.rpartition('/')[0]}/test.json"
     uri = _seen(state, winner, workspace) or _of_bundle(workspace, bundle)
-    evaluation = _evaluate(recipe, dataset, bundle, metric, workspace) if uri is None else _opened(uri)[1]
+    evaluation = _opened(uri)[1] if uri else _evaluate(recipe, dataset, bundle, metric, workspace, log)
     write_json_atomic(state, {"winner": winner, "evaluation": evaluation.uri.rpartition("/")[2]})
-    return Look(evaluation.model[metric], evaluation.uri, _logged(Workspace(recipe.workspace), evaluation.uri))
+    return Look(evaluation.model[metric], evaluation.uri, _logged(log, evaluation.uri))
 
 
 def _seen(state: str, winner: str, workspace: Workspace) -> str | None:
@@ -70,14 +71,16 @@ def _of_bundle(workspace: Workspace, bundle: Bundle) -> str | None:
     return None
 
 
-def _evaluate(recipe: Recipe, dataset: Dataset, bundle: Bundle, metric: str, workspace: Workspace) -> Evaluation:
+def _evaluate(
+    recipe: Recipe, dataset: Dataset, bundle: Bundle, metric: str, workspace: Workspace, log: Workspace
+) -> Evaluation:
     k = int(metric.partition("@")[2])
     ks = tuple(sorted({k, *(each for each in recipe.evaluate.ks if each < k)}))  # lists as long as on validation
     settings = recipe.evaluate.model_copy(update={"ks": ks, "candidates": "all"})
     index = Index.load(build_index(bundle, recipe.index, workspace.root("index")).uri)
     return evaluate(
         recipe.model_copy(update={"evaluate": settings}), dataset, bundle, Pipeline(dataset, bundle, index), workspace,
-        log=Workspace(recipe.workspace),
+        log=log,
     )
 
 

@@ -34,7 +34,7 @@ class Confirmation:
     """Winner and recipe trained again on seeds that the search has not seen.
 
     winner, default: seed -> validation metric of the served pipeline. test: the winner's on the test split, first fresh
-    seed, None when it was not scored; test_uri: its Evaluation. looks: how often the test split of this Dataset has been
+    seed, None when it was not scored; test_uri: its Evaluation. looks: how often the test split of this Dataset was
     scored from this workspace so far, that time included. failed: what there is no figure of, such as "winner-102" or
     "test", with reasons.
     """
