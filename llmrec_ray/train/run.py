@@ -146,7 +146,7 @@ class _Job:
             with _interruptible():
                 return trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise explain(error, self.run_dir, self.recipe.train.max_failures) from error
+            raise explain(error, self.run_dir, self.recipe) from error
         except KeyboardInterrupt:
             logger.warning(
                 "Training was stopped: --resume goes on from the last checkpoint in %s, if there is one.", self.run_dir
