@@ -61,7 +61,7 @@ def made_outcome(records: list[TrialRecord], recipe: Recipe | None = None, **mor
     overrides = [f"{key}={value}" for key, value in winner.settings.items() if key in SEARCH]
     outcome = Outcome(
         name="spring", recipe=recipe, dataset="0123456789abcdef", space=recipe.tune.search, records=records,
-        metric=METRIC, label="NDCG@10 of the fused ranking", winner=winner, overrides=overrides,
+        metric=METRIC, label="validation NDCG@10 of the fused signals", winner=winner, overrides=overrides,
         best_recipe=override_recipe(recipe, overrides), seconds=312.5,
     )
     return replace(outcome, **more)

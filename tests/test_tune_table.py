@@ -111,8 +111,9 @@ def test_a_campaign_is_written_as_a_table_a_page_a_recipe_and_figures(tmp_path):
 def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
     outcome = made_outcome([made_record(0, epochs=2)])
     head = best_yaml(outcome).partition("\n\n")[0].splitlines()
-    assert head[0].startswith("# The best recipe of campaign spring: trial 0 of 1, NDCG@10 of the fused ranking 0.")
-    assert head[1] == "# Other than in the recipe that was searched around:"
+    assert head[0] == "# The best recipe of campaign spring: trial 0 of 1,"
+    assert head[1].startswith("# validation NDCG@10 of the fused signals 0.0")
+    assert head[2] == "# Other than in the recipe that was searched around:"
     assert any(line.startswith("#   model.dropout: ") and line.endswith("(was 0.2)") for line in head)
     assert head[-1] == "# Train it with: llmrec train --config best.yaml"
 

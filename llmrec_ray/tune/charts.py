@@ -85,7 +85,7 @@ def learning_curves(
     """What is maximised, epoch by epoch; how a trial ended is a mark at its end."""
     epochs = [epoch for trace in traces for epoch, _ in trace.points]
     first, last, bottom, right = min(epochs), max(epochs), ACROSS_HEIGHT - BOTTOM, ACROSS - ACROSS_RIGHT
-    x_at, y_at = scale(first, last, LEFT, right), scale(0.0, 1.0, bottom, TOP)
+    x_at, y_at = scale(first, last, LEFT + 10, right), scale(0.0, 1.0, bottom, TOP)
     drawn = _levels(up, y_at, LEFT, right, y_label)
     marks = [first, *(tick for tick in ticks(first, last) if first < tick <= last and tick == round(tick))]
     for mark in marks:

@@ -36,15 +36,22 @@ from llmrec_ray.tune.outcome import Outcome
 from llmrec_ray.tune.records import TrialRecord, values_of
 from llmrec_ray.tune.written import setting_of, setting_text
 
-__all__ = ["render_page"]
+__all__ = ["changed_settings", "render_page"]
 
-MOST_AXES, MOST_ROWS, LEVELS = 8, 24, 5
+MOST_AXES, MOST_ROWS, LEVELS, DENSE = 8, 24, 5, 48
 NAMES = {"ndcg": "NDCG", "hr": "HR", "mrr": "MRR"}
 
 
 def render_page(outcome: Outcome, recipe_yaml: str) -> str:
     """The page as text; recipe_yaml: the best recipe, as it is shown."""
     return render("llmrec_ray.tune", "report.html", view=_View(outcome), outcome=outcome, recipe_yaml=recipe_yaml)
+
+
+def changed_settings(outcome: Outcome) -> list[tuple[str, str, str]]:
+    """Key, the recipe's value and the winner's, as text, of every setting that was searched."""
+    before, after = outcome.recipe, outcome.best_recipe
+    keys = dict.fromkeys(override.partition("=")[0] for override in outcome.overrides)
+    return [(key, setting_text(setting_of(before, key)), setting_text(setting_of(after, key))) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,9 @@ class _View:
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.config = outcome.recipe.tune
-        self.served_label = _metric_name(self.config.metric)
+        self.metric_name = _metric_name(self.config.metric)
         self.keys = [*outcome.space]
+        self.changes = changed_settings(outcome)
 
     @cached_property
     def rows(self) -> list[_Row]:
@@ -160,6 +168,23 @@ class _View:
         return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses)))
 
     @property
+    def has_others(self) -> bool:
+        return any(row.look.startswith("level") for row in self.rows)
+
+    @property
+    def has_stopped(self) -> bool:
+        return any(row.record.status not in {"finished", "failed"} for row in self.rows)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(row.record.status == "failed" for row in self.rows)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether lines must be thin to be told apart."""
+        return len(self.rows) > DENSE
+
+    @property
     def epochs(self) -> int:
         return sum(len(row.record.epochs) for row in self.rows)
 
@@ -167,13 +192,6 @@ class _View:
     def full_epochs(self) -> int:
         """With every trial to the end."""
         return len(self.rows) * (self.config.epochs or self.outcome.recipe.train.epochs)
-
-    @property
-    def changes(self) -> list[tuple[str, str, str]]:
-        """Key, the recipe's value and the winner's, of every setting that was searched."""
-        before, after = self.outcome.recipe, self.outcome.best_recipe
-        keys = dict.fromkeys(override.partition("=")[0] for override in self.outcome.overrides)
-        return [(key, setting_text(setting_of(before, key)), setting_text(setting_of(after, key))) for key in keys]
 
     @property
     def pairs(self) -> list[Pair]:
@@ -197,7 +215,7 @@ class _View:
             return None
         said = "; ".join(f"{p.label}: {_or_dash(p.winner)} against {_or_dash(p.recipe)}" for p in self.pairs)
         return pair_chart("seeds", "Winner and recipe on fresh seeds", f"{said}.", self.pairs,
-                          label=f"{self.served_label} of the served pipeline, validation")
+                          label=f"{self.metric_name} of the served pipeline, validation")
 
     @cached_property
     def importance(self) -> Importance:
@@ -226,7 +244,7 @@ class _View:
             return None
         values = [row.value for row in self.rows]
         axes = [self._axis(key) for key in self.axis_keys]
-        axes.append(value_scale(values).axis(_short(self.outcome.label), values))
+        axes.append(value_scale(values).axis(self.metric_name, values))
         winner = self.winner
         said = f"{len(values)} trials; the best is trial {winner.record.number} with {self._settings(winner)}."
         return parallel_coordinates("parallel", "What was tried, and what came of it", said, axes, self.traces)
@@ -246,7 +264,7 @@ class _View:
         up = value_scale([row.value for row in self.rows])
         return [
             slice_chart(f"slice-{n}", f"{key} and what came of it", f"{len(self.rows)} trials, one point each.",
-                        self._axis(key), up, self.traces, y_label=_short(self.outcome.label))
+                        self._axis(key), up, self.traces, y_label=self.metric_name)
             for n, key in enumerate(self.axis_keys[::-1])
         ]
 
@@ -287,7 +305,7 @@ class _View:
         overhead = (sum(row.record.seconds for row in rows) - training) / len(rows)
         return [
             ("Recipe", recipe.name), ("Dataset", self.outcome.dataset), ("Split", recipe.data.split),
-            ("Maximised", f"{self.outcome.label}, validation"),
+            ("Maximised", self.outcome.label),
             ("Proposed by", "chance" if config.algorithm == "random" else "Optuna's TPE"),
             ("Ended early by", _scheduler(config)),
             ("Budget", f"{config.trials} trials" + (f", {config.time_budget_s:g} s" if config.time_budget_s else "")),
@@ -324,7 +342,7 @@ class _View:
         best = max(points, key=lambda point: point[1])
         return line_chart(
             f"fusion-{n}", title, f"{len(points)} shares; the best is {best[0]:g} with {best[1]:.4f}.", {title: points},
-            x_label="share of the neural signal", y_label=f"validation {self.served_label}", from_zero=False,
+            x_label="share of the neural signal", y_label=f"validation {self.metric_name}", from_zero=False,
             mark_best=True,
         )
 
@@ -365,10 +383,6 @@ def _known(value: float | None) -> float | None:
 def _metric_name(metric: str) -> str:
     name, _, k = metric.partition("@")
     return f"{NAMES.get(name, name.upper())}@{k}"
-
-
-def _short(label: str) -> str:
-    return label.partition(" of ")[0]
 
 
 def _scheduler(config: Any) -> str:

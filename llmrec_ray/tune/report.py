@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_ray.tune.outcome import Outcome
-from llmrec_ray.tune.page import render_page
+from llmrec_ray.tune.page import changed_settings, render_page
 from llmrec_ray.tune.records import values_of
 from llmrec_ray.tune.table import results_table
-from llmrec_ray.tune.written import recipe_yaml, setting_of, setting_text
+from llmrec_ray.tune.written import recipe_yaml
 
 __all__ = ["best_yaml", "outcome_figures", "write_outcome"]
 
@@ -39,15 +39,12 @@ def best_yaml(outcome: Outcome) -> str:
     """The best recipe as a file that `--config` takes, saying above it where it comes from."""
     value = max(values_of(outcome.winner, outcome.metric))
     changes = [
-        f"  {key}: {setting_text(setting_of(outcome.best_recipe, key))} "
-        f"(was {setting_text(setting_of(outcome.recipe, key))})"
-        for key in _keys(outcome)
+        f"  {key}: {after} (was {before})" for key, before, after in changed_settings(outcome) if before != after
     ]
-    changed = ["Other than in the recipe that was searched around:", *changes] if changes else []
     return recipe_yaml(outcome.best_recipe, [
-        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number} of {len(outcome.records)}, "
-        f"{outcome.label} {value:.4f} on validation.",
-        *changed,
+        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number} of {len(outcome.records)},",
+        f"{outcome.label} {value:.4f}.",
+        *(["Other than in the recipe that was searched around:", *changes] if changes else []),
         "Train it with: llmrec train --config best.yaml",
     ])
 
@@ -67,10 +64,6 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
-
-
-def _keys(outcome: Outcome) -> list[str]:
-    return list(dict.fromkeys(override.partition("=")[0] for override in outcome.overrides))
 
 
 def _plain(value: Any) -> Any:
