@@ -48,8 +48,7 @@ def suggest(
     own = current_settings(recipe, space)
     if number == 0:
         return own
-    before = [record for record in records if record.number < number]
-    tried = [own, *(record.settings for record in before)]
+    tried = [own, *(record.settings for record in records if record.number < number)]
     told = [record for record in records if record.status == "failed" or values_of(record, metric)]
     guided = config.algorithm == "tpe" and len(told) >= _startup(config)
     draws = _by_estimate(space, seed, number, records, metric) if guided else _by_chance(space, seed, number)
@@ -117,11 +116,12 @@ def _allowed(recipe: Recipe, space: Mapping[str, Domain], own: Settings, drawn: 
 
 
 def _first_untried(recipe: Recipe, space: Mapping[str, Domain], tried: Sequence[Settings]) -> Settings:
-    """Of a space that can be listed. Raises ConfigError."""
+    """Of a space that can be listed; tried: the recipe's own settings, then those of all trials. Raises ConfigError."""
     for settings in grid(space) or ():
         if settings not in tried and is_possible(recipe, settings):
             return settings
+    trials = len(tried) - 1
     raise ConfigError(
         f"Of tune.search ({', '.join(space)}) no settings are left that were not tried and go together, after "
-        f"{len(tried)} trials and {ATTEMPTS} attempts: lower tune.trials to {len(tried)}, or search wider ranges."
+        f"{trials} trials and {ATTEMPTS} attempts: lower tune.trials to {trials}, or search wider ranges."
     )
