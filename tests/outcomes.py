@@ -7,7 +7,9 @@ import random
 from dataclasses import replace
 
 from llmrec_ray.config import Recipe, load_recipe, override_recipe
-from llmrec_ray.tune.outcome import Confirmation, Outcome, PolicyFound
+from llmrec_ray.policy import PolicyFound
+from llmrec_ray.signals import FusionPolicy
+from llmrec_ray.tune.outcome import Confirmation, Outcome
 from llmrec_ray.tune.records import TrialRecord, best_record
 
 __all__ = ["METRIC", "SEARCH", "full_outcome", "made_outcome", "made_record", "searched_recipe"]
@@ -96,6 +98,7 @@ def full_outcome(trials: int = 16) -> Outcome:
         ],
         curve=[[share / 20, 0.114 - 0.02 * (share / 20 - 0.55) ** 2] for share in range(21)],
         weights={"neural": 0.52, "item_item": 0.31, "ncf": 0.11, "text": 0.06, "popularity": 0.0}, seconds=1.84,
+        policy=FusionPolicy(weights={"neural": 0.52, "item_item": 0.48}, candidates={"neural": 150, "text": 20}),
     )
     confirmation = Confirmation(
         winner={101: 0.1118, 102: 0.1131, 103: 0.1109}, default={101: 0.1071, 102: 0.1092, 103: 0.1078},

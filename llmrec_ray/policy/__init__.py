@@ -4,18 +4,25 @@ One owner for the whole project: training, tuning and `publish` take from here w
 """
 
 from llmrec_ray.policy.components import Components, component_scores, validation_users
+from llmrec_ray.policy.found import KeptPolicy, PolicyFound, keep_policy, load_policy
+from llmrec_ray.policy.search import search_policy
 from llmrec_ray.policy.trained import ValidatedFusion, choose_weights, fuse_on_validation, make_policy, newcomer_weights
 from llmrec_ray.policy.weights import WeightSearch, search_weights, weight_curve
 
 __all__ = [
     "Components",
+    "KeptPolicy",
+    "PolicyFound",
     "ValidatedFusion",
     "WeightSearch",
     "choose_weights",
     "component_scores",
     "fuse_on_validation",
+    "keep_policy",
+    "load_policy",
     "make_policy",
     "newcomer_weights",
+    "search_policy",
     "search_weights",
     "validation_users",
     "weight_curve",

@@ -61,16 +61,20 @@ class Reranker:
             degraded=retrieved.degraded,
         )
 
-    def score(self, histories: Histories, item_rows: IntArray) -> FloatArray:
+    def score(
+        self, histories: Histories, item_rows: IntArray, raw: Mapping[str, FloatArray] | None = None
+    ) -> FloatArray:
         """Fused scores [B, C] float32 of given items, NaN where the row is -1.
 
-        The same numbers that order the answer of a request without texts and weights of its own.
+        The same numbers that order the answer of a request without texts and weights of its own. raw: scores [B, C] of
+        signals that have scored these items already.
         """
         users, nobody = self._bundle.user_vectors(histories), np.zeros(len(histories), np.bool_)
         every = plans(RequestBatch.of_histories(self._release_id, histories, 1), self._policy, nobody, nobody)
         total = np.zeros(item_rows.shape, np.float32)
         for plan, _, some in _alike(every, nobody):
-            part = _Part(histories.select(some), item_rows[some], users[some], None, {})
+            scores = {name: values[some] for name, values in (raw or {}).items()}
+            part = _Part(histories.select(some), item_rows[some], users[some], None, scores)
             total[some], _ = self._planned(plan, part)
         return np.where(item_rows >= 0, total, np.nan).astype(np.float32)
 

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmrec_ray.config import Domain, Recipe
+from llmrec_ray.policy import PolicyFound
 from llmrec_ray.tune.records import TrialRecord
 
-__all__ = ["Confirmation", "Outcome", "PolicyFound"]
-
-
-@dataclass(frozen=True)
-class PolicyFound:
-    """What the search without retraining found on the winner's stored scores, validation split.
-
-    overrides: dotted overrides of the recipe, such as "fusion.mode=late". value: the metric with them, base: with the
-    recipe's own. table: one row per setting tried: its dotted keys, value, candidates. curve: [neural share, metric].
-    """
-
-    overrides: list[str]
-    value: float
-    base: float
-    table: list[dict[str, Any]]
-    curve: list[list[float]]
-    weights: dict[str, float]
-    seconds: float
+__all__ = ["Confirmation", "Outcome"]
 
 
 @dataclass(frozen=True)
