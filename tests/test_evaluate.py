@@ -18,7 +18,7 @@ from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.errors import ArtifactMismatchError, ConfigError, DataError
 from llmrec_ray.evaluate import Evaluation, Protocol, Ranking, Task, evaluate
 from llmrec_ray.evaluate.protocol import _draw
-from llmrec_ray.evaluate.scoring_log import log_scoring
+from llmrec_ray.evaluate.scoring_log import log_scoring, scorings
 from llmrec_ray.evaluate.spread import Worker, pool
 from llmrec_ray.evaluate.systems import RawScores, Served, of_signal
 from llmrec_ray.recommend import Pipeline
@@ -274,6 +274,21 @@ def test_a_bucket_cannot_append_so_each_look_is_an_object_of_its_own(evaluation,
     assert len(written) == 2
     assert all(uri.startswith("s3://bucket/work/evaluations-log/") for uri in written)
     assert all(line["evaluation"] == artifact.id for line in written.values())
+    monkeypatch.setattr(
+        "llmrec_ray.evaluate.scoring_log.file_names", lambda folder: sorted(uri.rpartition("/")[2] for uri in written)
+    )
+    monkeypatch.setattr("llmrec_ray.evaluate.scoring_log.read_json", written.__getitem__)
+    assert scorings(Workspace("s3://bucket/work")) == [written[uri] for uri in sorted(written)]
+
+
+def test_looks_are_read_back_in_the_order_of_the_log(evaluation, tmp_path):
+    workspace, artifact = Workspace(str(tmp_path)), open_artifact(evaluation.uri, "evaluation")
+    assert scorings(workspace) == []
+    for seed in (1, 2):
+        log_scoring(workspace, evaluation.model_copy(update={"seed": seed}), artifact)
+    assert [(line["seed"], line["protocol_hash"]) for line in scorings(workspace)] == [
+        (1, evaluation.protocol_hash), (2, evaluation.protocol_hash)
+    ]
 
 
 def test_a_bundle_is_not_evaluated_on_another_dataset(recipe, parts, tiny_encoder, tmp_path):

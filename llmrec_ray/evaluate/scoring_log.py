@@ -24,7 +24,7 @@ LOG_FILE, LOG_FOLDER = "evaluations.jsonl", "evaluations-log"
 def log_scoring(workspace: Workspace, evaluation: Evaluation, artifact: Artifact) -> None:
     """Append one line, durable before this returns."""
     line = _line(evaluation, artifact)
-    if not workspace.is_local:
+    if _is_remote(workspace):
         write_json_atomic(f"{workspace.uri}/{LOG_FOLDER}/{line['time']}-{uuid.uuid4().hex[:8]}.json", line)
         return
     _append(workspace.local_folder(".") / LOG_FILE, json.dumps(line, sort_keys=True) + "\n")
@@ -32,11 +32,15 @@ def log_scoring(workspace: Workspace, evaluation: Evaluation, artifact: Artifact
 
 def scorings(workspace: Workspace) -> list[dict[str, Any]]:
     """Every look that was logged, oldest first: time, protocol_hash, recipe, seed, dataset, bundle, evaluation, …"""
-    if not workspace.is_local:
+    if _is_remote(workspace):
         folder = f"{workspace.uri}/{LOG_FOLDER}"
         return [read_json(f"{folder}/{name}") for name in file_names(folder)]
     file = workspace.local_folder(".", make=False) / LOG_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def _is_remote(workspace: Workspace) -> bool:
+    return "://" in workspace.uri and not workspace.uri.startswith("file://")
 
 
 def _line(evaluation: Evaluation, artifact: Artifact) -> dict[str, Any]:
