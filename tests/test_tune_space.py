@@ -26,7 +26,9 @@ def recipe(*overrides: str) -> Recipe:
 def test_rates_and_what_keeps_from_learning_by_heart_are_searched_first_and_candidates_for_free():
     needs_training, free = split_levels(recipe())
     assert [*needs_training] == ["train.learning_rate", "train.weight_decay", "model.dropout", "model.id_dropout"]
-    assert [*free] == [f"retrieval.candidates.{source}" for source in ("neural", "item_item", "text", "popularity")]
+    sources = ("neural", "item_item", "text", "popularity")
+    assert [*free] == ["fusion.mode", *(f"retrieval.candidates.{source}" for source in sources)]
+    assert free["fusion.mode"] == Choice(choice=("late", "gated", "learned"))
 
 
 @pytest.mark.parametrize(("overrides", "key", "there"), [
@@ -36,6 +38,8 @@ def test_rates_and_what_keeps_from_learning_by_heart_are_searched_first_and_cand
     (["fusion.item_vector=text"], "model.id_dropout", False),
     (["data.split=cold_items"], "fusion.cold_scale", True),
     ([], "fusion.cold_scale", False),
+    (["fusion.mode=late"], "fusion.mode", False),
+    (["data.items=null", "fusion.item_vector=id"], "retrieval.candidates.text", False),
     (["retrieval.candidates={neural: 9}"], "retrieval.candidates.text", False),
 ])
 def test_only_what_has_an_effect_is_searched_by_default(overrides, key, there):
@@ -45,7 +49,8 @@ def test_only_what_has_an_effect_is_searched_by_default(overrides, key, there):
 @pytest.mark.parametrize("overrides", [
     [], ["train.learning_rate=0.2"], ["train.weight_decay=0"], ["encoder.tuning=top_layers"], ["encoder.tuning=full"],
     ["encoder.tuning=lora"], ["data.split=cold_items"], ["data.items=null", "fusion.item_vector=id"],
-    ["tune.scheduler=pbt"], ["retrieval.candidates={neural: 1}"], ["train.learning_rate=1e-7"],
+    ["fusion.weights={neural: 1}"], ["tune.scheduler=pbt"], ["retrieval.candidates={neural: 1}"],
+    ["train.learning_rate=1e-7"],
 ])
 def test_the_default_search_is_one_that_a_recipe_may_name_and_holds_its_own_rates(overrides):
     given = recipe(*overrides)
@@ -123,8 +128,8 @@ def test_current_settings_are_the_recipe_s_own_and_none_where_a_source_is_not_as
     given = recipe("model.dropout=0.3", "retrieval.candidates={neural: 9}")
     assert current_settings(given, space | free) == {
         "train.learning_rate": 4e-3, "train.weight_decay": 0.01, "model.dropout": 0.3, "model.id_dropout": 0.2,
-        "retrieval.candidates.neural": 9, "retrieval.candidates.item_item": None, "retrieval.candidates.text": None,
-        "retrieval.candidates.popularity": None,
+        "fusion.mode": "learned", "retrieval.candidates.neural": 9, "retrieval.candidates.item_item": None,
+        "retrieval.candidates.text": None, "retrieval.candidates.popularity": None,
     }
 
 

@@ -38,16 +38,16 @@ __all__ = [
 
 LEARNING_RATES, WEIGHT_DECAYS, DROPOUTS = (5e-4, 2e-2), (1e-3, 3e-1), (0.0, 0.5)
 ENCODER_RATES = {"top_layers": (5e-6, 2e-4), "lora": (5e-5, 2e-3), "full": (5e-6, 2e-4)}
+FITTED_MODES = ("gated", "learned")
 COLD_SCALES = (0.0, 1.0)
 CANDIDATE_SHARES = (0.25, 0.5, 1.0, 2.0)
 MOST_LISTED = 1000
 
 
 def default_search(recipe: Recipe) -> dict[str, Domain]:
-    """What is worth searching first: rates, then what keeps the model from learning by heart; and, since that is nearly
-    free, how many candidates each source has to propose.
-
-    Rates matter most (Bengio 2012); ranges always hold the recipe's own value.
+    """What is worth searching first: rates, which matter most (Bengio 2012), then what keeps the model from learning by
+    heart; and, since that is nearly free, how many candidates each source has to propose, and the modes of fusion where
+    one that takes a training of its own is fitted anyway. Ranges of rates hold the recipe's own.
     """
     search: dict[str, Domain] = {
         "train.learning_rate": _around(LEARNING_RATES, recipe.train.learning_rate),
@@ -59,13 +59,17 @@ def default_search(recipe: Recipe) -> dict[str, Domain]:
     if recipe.fusion.item_vector != "id" and recipe.encoder.tuning != "frozen":
         rates = ENCODER_RATES[recipe.encoder.tuning]
         search["encoder.learning_rate"] = _around(rates, recipe.encoder.learning_rate)
+    if recipe.fusion.mode in FITTED_MODES:
+        modes = [mode for mode in ("late", *FITTED_MODES) if is_possible(recipe, {"fusion.mode": mode})]
+        search["fusion.mode"] = Choice(choice=tuple(modes))
     if recipe.data.split == "cold_items" and recipe.fusion.mode != "feature":
         search["fusion.cold_scale"] = Uniform(uniform=COLD_SCALES)
     return search | {
         f"retrieval.candidates.{source}": Choice(choice=tuple(
             dict.fromkeys(max(1, round(share * count)) for share in CANDIDATE_SHARES)
         ))
-        for source, count in recipe.retrieval.candidates.items() if source != "cold"
+        for source, count in recipe.retrieval.candidates.items()
+        if source != "cold" and (source != "text" or recipe.data.items)
     }
 
 
