@@ -161,7 +161,8 @@ class TuneConfig(Section):
     objective: Literal["fused", "neural"] = "fused"
     """Whose ranking: the neural signal's alone, or fused with the other signals by the best of some weightings."""
     algorithm: Literal["random", "tpe"] = "tpe"
-    """Who proposes configurations: chance, or Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
+    """Who proposes configurations: chance, spread evenly, or, once that has begun, Optuna's tree-structured Parzen
+    estimator (Bergstra et al. 2011)."""
     scheduler: Literal["none", "asha", "pbt"] = "asha"
     """`asha` ends trials that fall behind (Li et al. 2018); `pbt` lets them take over weights and settings of better
     ones, changed a little; `none` trains all to the end."""
