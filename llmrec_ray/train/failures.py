@@ -49,8 +49,8 @@ def explain(error: ray.train.TrainingFailedError, run_dir: str, recipe: Recipe) 
             f"({free_space(run_dir)} are free): make room there, or set workspace to a larger disk, and train anew."
         )
     return TrainingError(
-        f"Training failed after {recipe.train.max_failures} restarts (train.max_failures): {said or _in_a_line(cause)}. "
-        f"What was done is kept in {run_dir}: go on with --resume."
+        f"Training failed after {recipe.train.max_failures} restarts (train.max_failures): "
+        f"{said or _in_a_line(cause)}. What was done is kept in {run_dir}: go on with --resume."
     )
 
 
