@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -79,10 +79,11 @@ def confirm(
     runs = {job.name: run for job in jobs if (run := _finished(job)) is not None}
     texts = _Texts(dataset, workspace)
     for phase in _phases([job for job in jobs if job.name not in runs]):
-        for job, run in _in_turn(phase, texts, concurrent):
-            write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
-            runs[job.name] = run
-            logger.info("%s with seed %d: %s (%d of %d)", job.arm, run.seed, _said(run, metric), len(runs), len(jobs))
+        with contextlib.closing(_in_turn(phase, texts, concurrent)) as ended:
+            for job, run in ended:
+                write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
+                runs[job.name] = run
+                logger.info("%s, seed %d: %s (%d of %d)", job.arm, run.seed, _said(run, metric), len(runs), len(jobs))
     if all(run.reason is None for run in runs.values()):
         _clear(jobs)
     confirmation = _confirmation([runs[job.name] for job in jobs])
@@ -158,8 +159,8 @@ def _phases(jobs: list[_Job]) -> list[list[_Job]]:
     return [first, [job for job in jobs if job not in first]]
 
 
-def _in_turn(jobs: Sequence[_Job], texts: _Texts, concurrent: int) -> Iterator[tuple[_Job, FreshRun]]:
-    """Each job and what came of it, as they end."""
+def _in_turn(jobs: Sequence[_Job], texts: _Texts, concurrent: int) -> Generator[tuple[_Job, FreshRun]]:
+    """Each job and what came of it, as they end; closed before, it cancels those that run."""
     waiting, running = [*jobs], dict[ray.ObjectRef, _Job]()
     task = ray.remote(num_cpus=0)(_train_and_measure)  # it only waits for its workers, which ask for CPUs of their own
     try:
@@ -280,8 +281,8 @@ def _with_test(
         return confirmation
     job = trained[0]
     own = Workspace(job.uri)
-    bundle = Bundle.open(f"{own.root('bundle')}/bundle-{runs[job.name].bundle}")
     try:
+        bundle = Bundle.open(f"{own.root('bundle')}/bundle-{runs[job.name].bundle}")
         look = look_at_test(job.recipe, dataset, bundle, own, job.metric, winner=job.identity, log=workspace)
     except LlmrecError as error:
         return replace(confirmation, failed=confirmation.failed | {"test": str(error)})
