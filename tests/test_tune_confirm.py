@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from llmrec_ray.artifact import Workspace, read_json
@@ -196,6 +197,29 @@ def test_seeds_are_run_in_turn_and_texts_are_read_once_for_all_of_them(tiny_reci
     assert [*found.winner] == [*found.default] == [101, 102, 103] and not found.failed
     assert len([*(tmp_path / "work" / "vectors").iterdir()]) == 2
     assert not [*(tmp_path / "campaign").glob("confirm/*/vectors")]
+
+
+@pytest.mark.drill
+def test_other_test_events_change_nothing_that_is_trained_or_chosen(recipe, dataset, board_folder, tmp_path):
+    log = pl.read_csv(board_folder / "log.csv")
+    is_last = pl.col("when") == pl.col("when").max().over("who")
+    next_item = (pl.col("what").str.slice(1).cast(pl.Int64) + 1) % 40
+    other_colour = pl.format("i{}", next_item.cast(pl.String).str.zfill(3))
+    shutil.copytree(board_folder, tmp_path / "board", ignore=shutil.ignore_patterns("work"))
+    log.with_columns(pl.when(is_last).then(other_colour).otherwise("what").alias("what")).write_csv(
+        tmp_path / "board" / "log.csv"
+    )
+    scrambled = recipe_of(tmp_path / "board", tmp_path / "work")
+    other = Dataset.open(ingest(scrambled, tmp_path / "board", Workspace(scrambled.workspace), use_ray=False).uri)
+    assert (other.targets("test") != dataset.targets("test")).all() and other.id != dataset.id
+    found = [
+        confirmed(each, each, events, tmp_path / name, seeds=SEEDS, score_test=True)
+        for name, each, events in (("as-it-is", recipe, dataset), ("scrambled", scrambled, other))
+    ]
+    bundles = [bundle_of(tmp_path / name, "winner-101") for name in ("as-it-is", "scrambled")]
+    assert np.array_equal(*(bundle.item_vectors for bundle in bundles))
+    assert bundles[0].policy == bundles[1].policy
+    assert found[0].winner == found[1].winner and found[0].test != found[1].test
 
 
 def log_of(recipe: Recipe) -> list[dict[str, object]]:
