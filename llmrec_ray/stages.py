@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.cluster import connected
-from llmrec_ray.config import Recipe, override_recipe
+from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.data import Dataset, Imported, fetch, import_recipe, ingest, latest_dataset, needs_ray
 from llmrec_ray.errors import ConfigError, DataError
 from llmrec_ray.types import FloatArray
@@ -130,9 +130,7 @@ def tune_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: str | 
 
 def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
     """The recipe with the winner's settings."""
-    from llmrec_ray.tune import best_overrides
-
-    return override_recipe(recipe, best_overrides(campaign))
+    return with_settings(recipe, campaign.manifest.metrics["settings"])
 
 
 def train_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: bool = False) -> Artifact:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 
-from llmrec_ray.artifact import Workspace
+from llmrec_ray.artifact import Artifact, Workspace
+from llmrec_ray.cli.main import run
+from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import TrainingError
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, ConfigError, TrainingError
+from llmrec_ray.stages import tuned_recipe
 from llmrec_ray.tune import best_overrides, tune
 from tests.boards import board_recipe, write_board
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+RATES = {"train.learning_rate": {"loguniform": [1e-3, 1e-1]}}
 
 
 @pytest.fixture
@@ -24,45 +29,129 @@ def dataset(tmp_path) -> Dataset:
     return Dataset.open(ingest(recipe, tmp_path, Workspace(recipe.workspace), use_ray=False).uri)
 
 
-def small(folder: Path, **tune_section: object):
+def small(folder: Path, train: dict[str, object] | None = None, **tune_section: object) -> Recipe:
     return board_recipe(
-        folder, fusion={"item_vector": "id"}, train={"num_workers": 1, "sharding": "none", "checkpoint_steps": 1},
-        tune={"trials": 2, "epochs": 3, "grace_epochs": 1, "max_concurrent": 1, **tune_section},
+        folder, fusion={"item_vector": "id"},
+        train={"num_workers": 1, "sharding": "none", "epochs": 3, **(train or {})},
+        tune={"trials": 2, "search": RATES, "grace_epochs": 1, "fresh_seeds": [], "name": "small", **tune_section},
     )
 
 
-def test_a_campaign_keeps_every_trial_and_the_winners_overrides(tmp_path, dataset):
+def run_campaign(recipe: Recipe, dataset: Dataset, *, resume: str | None = None) -> Artifact:
+    return tune(recipe, dataset, Workspace(recipe.workspace), resume=resume)
+
+
+def test_a_campaign_keeps_every_trial_and_a_recipe_with_the_winners_settings(tmp_path, dataset):
     recipe = small(tmp_path)
-    workspace = Workspace(recipe.workspace)
-    campaign = tune(recipe, dataset, None, None, workspace)
-    results = pl.read_parquet(campaign.path / "results.parquet")
-    epochs = pl.read_parquet(campaign.path / "epochs.parquet")
-    assert len(results) == 2 and results["error"].null_count() == 2
-    assert results["learning_rate"].is_between(*recipe.tune.learning_rate).all()
-    assert results["neural_weight"].is_between(*recipe.tune.neural_weight).all()
-    assert epochs.group_by("trial").agg(pl.col("value").max()).sort("trial")["value"].equals(results["value"])
-    best = results.sort("value", descending=True).row(0, named=True)
-    rate, weights = best_overrides(campaign)
-    assert float(rate.removeprefix("train.learning_rate=")) == pytest.approx(best["learning_rate"], rel=1e-5)
-    shares = yaml.safe_load(weights.removeprefix("fusion.weights="))
-    assert shares["neural"] == pytest.approx(best["neural_weight"], abs=1e-4)
-    assert shares["neural"] + shares["item_item"] == pytest.approx(1.0)
-    assert workspace.latest("campaign", made_by="tune") == campaign.uri
-    assert campaign.manifest.metrics["metric"] == "late_ndcg@10"
+    campaign = run_campaign(recipe, dataset)
+    table = pl.read_parquet(campaign.path / "results.parquet")
+    metrics = campaign.manifest.metrics
+    assert table.group_by("trial").len().sort("trial")["trial"].to_list() == [0, 1]
+    first = table.filter(pl.col("trial") == 0)["train.learning_rate"]
+    assert first[0] == recipe.train.learning_rate
+    assert table["train.learning_rate"].is_between(1e-3, 1e-1).all()
+    assert metrics["value"] == table["fused_ndcg@10"].max()
+    assert metrics["metric"] == "validation NDCG@10 of the fused signals"
+    winner = table.filter(pl.col("trial") == metrics["winner"])["train.learning_rate"][0]
+    best = load_recipe(config=campaign.path / "best.yaml")
+    assert best.train.learning_rate == pytest.approx(winner)
+    assert tuned_recipe(recipe, campaign) == best
+    assert f"train.learning_rate={winner}" in best_overrides(campaign)
+    assert (campaign.path / "report.html").stat().st_size > 1000
+    assert Workspace(recipe.workspace).latest("campaign", made_by="tune") == campaign.uri
 
 
-def test_without_late_fusion_only_the_learning_rate_is_searched(tmp_path, dataset):
-    recipe = board_recipe(tmp_path, **{
-        **small(tmp_path, trials=1, epochs=1).model_dump(mode="json", include={"train", "tune"}),
-        "fusion": {"item_vector": "id", "mode": "feature"},
-    })
-    campaign = tune(recipe, dataset, None, None, Workspace(recipe.workspace))
-    (override,) = best_overrides(campaign)
-    assert override.startswith("train.learning_rate=") and campaign.manifest.metrics["metric"] == "ndcg@10"
+def test_a_trial_that_fails_is_kept_with_its_reason_and_the_others_go_on(tmp_path, dataset):
+    search = {"train.learning_rate": {"choice": [1e-2, 1e30]}, "train.gradient_clip": {"choice": [1e30]}}
+    recipe = small(tmp_path, {"learning_rate": 1e-2, "gradient_clip": 1e30}, search=search, algorithm="random")
+    campaign = run_campaign(recipe, dataset)
+    table = pl.read_parquet(campaign.path / "results.parquet")
+    failed = table.filter(pl.col("status") == "failed")
+    assert failed["trial"].to_list() == [1] and "The loss was not finite at" in failed["reason"][0]
+    assert campaign.manifest.metrics["winner"] == 0 and campaign.manifest.metrics["failed"] == 1
 
 
 def test_when_every_trial_fails_the_first_reason_is_given(tmp_path, dataset):
-    recipe = small(tmp_path, trials=1, learning_rate=(1e30, 2e30))
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"gradient_clip": 1e30})})
-    with pytest.raises(TrainingError, match=r"All 1 trials failed; the first said: .*The loss was not finite at"):
-        tune(recipe, dataset, None, None, Workspace(recipe.workspace))
+    recipe = small(tmp_path, {"learning_rate": 1e30, "gradient_clip": 1e30}, trials=1)
+    with pytest.raises(TrainingError, match=r"^All 1 trials failed; the first said: The loss was not finite at"):
+        run_campaign(recipe, dataset)
+
+
+def test_a_finished_campaign_that_is_resumed_trains_nothing_and_a_larger_one_only_what_is_new(tmp_path, dataset):
+    recipe = small(tmp_path, scheduler="none", algorithm="random")
+    first = run_campaign(recipe, dataset)
+    again = run_campaign(recipe, dataset, resume="small")
+    assert pl.read_parquet(again.path / "results.parquet").equals(pl.read_parquet(first.path / "results.parquet"))
+    larger = run_campaign(small(tmp_path, scheduler="none", algorithm="random", trials=3), dataset, resume="small")
+    table = pl.read_parquet(larger.path / "results.parquet")
+    assert table.filter(pl.col("trial") < 2).equals(pl.read_parquet(first.path / "results.parquet"))
+    assert table["trial"].max() == 2
+
+
+def test_population_based_training_takes_over_weights_and_settings(tmp_path, dataset):
+    recipe = small(
+        tmp_path, {"epochs": 4}, trials=3, scheduler="pbt", grace_epochs=2, pbt={"every_epochs": 2}, algorithm="random"
+    )
+    campaign = run_campaign(recipe, dataset)
+    table = pl.read_parquet(campaign.path / "results.parquet")
+    assert table.group_by("trial").agg(pl.col("epoch").max())["epoch"].to_list() == [4, 4, 4]
+    changed = table.group_by("trial").agg(pl.col("train.learning_rate").n_unique())
+    assert changed["train.learning_rate"].max() == 2
+
+
+def test_settings_that_need_no_training_are_searched_on_the_winners_scores(tmp_path, dataset):
+    search = {"fusion.mode": {"choice": ["late", "feature"]}, "retrieval.candidates.neural": {"choice": [5, 10]}}
+    campaign = run_campaign(small(tmp_path, search=search), dataset)
+    assert campaign.manifest.metrics["trials"] == 1
+    names = [override.partition("=")[0] for override in best_overrides(campaign)]
+    assert "retrieval.candidates.neural" in names
+
+
+def test_the_command_line_runs_a_campaign_and_says_where_its_report_is(tmp_path, dataset, capsys, caplog):
+    recipe = small(tmp_path, trials=1)
+    config = tmp_path / "small.yaml"
+    config.write_text(json.dumps(recipe.model_dump(mode="json")))
+    assert run(["tune", "--config", str(config), "--json"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out.splitlines()[-1])["metrics"]["trials"] == 1
+    assert "report.html" in out.err and "--resume small goes on" in out.err
+    assert run(["tune", "--config", str(config)]) == 2
+    assert (
+        f"There is a campaign small in {recipe.workspace}/tune already: go on with it by --resume small, or choose "
+        "another tune.name."
+    ) in capsys.readouterr().err
+
+
+def test_a_campaign_that_is_not_there_cannot_be_resumed(tmp_path, dataset):
+    recipe = small(tmp_path)
+    with pytest.raises(ArtifactNotFoundError, match=(
+        rf"^There is no campaign other in {recipe.workspace}/tune to resume: look at the names there, or run "
+        "`llmrec tune` without --resume.$"
+    )):
+        run_campaign(recipe, dataset, resume="other")
+
+
+def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
+    run_campaign(small(tmp_path, trials=1), dataset)
+    with pytest.raises(ArtifactMismatchError, match=(
+        r"^The campaign small cannot be resumed, since train.batch_size, tune.metric changed: use the recipe and data "
+        "it was started with, or start another campaign.$"
+    )):
+        run_campaign(small(tmp_path, {"batch_size": 8}, trials=1, metric="hr@10"), dataset, resume="small")
+
+
+def test_a_name_is_used_once(tmp_path, dataset):
+    recipe = small(tmp_path, trials=1)
+    run_campaign(recipe, dataset)
+    with pytest.raises(ConfigError, match=r"^There is a campaign small in .* already: go on with it by --resume small"):
+        run_campaign(recipe, dataset)
+
+
+def test_a_cluster_without_room_for_a_trial_is_named_before_anything_is_written(tmp_path, dataset):
+    recipe = small(tmp_path, {"num_workers": 500, "batch_size": 500, "sharding": "ddp"})
+    with pytest.raises(ClusterError, match=(
+        r"^Each trial needs 500 CPUs \(train.num_workers\), but Ray has [0-9]+: set train.num_workers lower, or join a "
+        "larger cluster.$"
+    )):
+        run_campaign(recipe, dataset)
+    assert not (Path(recipe.workspace) / "tune").exists()

@@ -1,4 +1,4 @@
-"""The plan of legs: every trial gets what it should, nothing twice, whenever the campaign is cut off and begun again."""
+"""The plan of legs: every trial gets what it should, nothing twice, wherever the campaign is cut off."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Training through Ray Train: torch, DDP or DeepSpeed ZeRO behind one loop and one checkpoint format."""
 
 from llmrec_ray.train.finish import TextSpace, train_bundle
+from llmrec_ray.train.fusing import fit_modes
 from llmrec_ray.train.inputs import LateFusion, TrainingInputs, build_recommender
 from llmrec_ray.train.memory import smaller
 from llmrec_ray.train.run import TrainedModel, run_training
@@ -13,6 +14,7 @@ __all__ = [
     "TrainingInputs",
     "build_recommender",
     "center_of",
+    "fit_modes",
     "open_start",
     "run_training",
     "smaller",

@@ -90,7 +90,9 @@ def resume_run(
     result = _finished_run(run_dir, recipe, verdict) if _has_checkpoints(run_dir) else None
     selection = str(before.get("selection", FIRST_SELECTION))
     then = before | {"recipe": _without_free(before["recipe"]), "selection": selection}
-    now = json.loads(json.dumps(identity)) | ({} if result is None else {"selection": selection})
+    now = json.loads(json.dumps(identity))
+    if result is not None:  # what it gave no longer depends on these
+        then, now = ({**each, "selection": selection, "start_from": None} for each in (then, now))
     if changed := _differences(then, now):
         raise ArtifactMismatchError(
             f"The run in {run_dir} cannot be resumed, since {', '.join(changed)} changed: use the recipe and "

@@ -15,19 +15,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
+import yaml
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json, write_json_atomic
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Choice, Domain, Recipe, override_recipe
+from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ConfigError, LlmrecError, TrainingError
-from llmrec_ray.train import open_start, train_bundle
+from llmrec_ray.policy import PolicyFound, search_policy
+from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.judge import Judge
-from llmrec_ray.tune.outcome import Outcome, PolicyFound
-from llmrec_ray.tune.records import TrialRecord, best_record, values_of
+from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.records import TrialRecord, best_epoch, best_record, values_of
 from llmrec_ray.tune.report import write_outcome
 from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.search import concurrent_trials, run_search
@@ -55,6 +57,7 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     TrainingError when every trial failed, ClusterError when there is no room for a trial, ArtifactNotFoundError or
     ArtifactMismatchError for a campaign that cannot be resumed, DiskFullError when no more can be written down.
     """
+    check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     root = campaign_root(workspace, name)
     plan = _plan(recipe, split_levels(recipe)[0])
@@ -157,10 +160,10 @@ def _finish(
     winner: TrialRecord,
 ) -> Outcome:
     """What needs no training, and whether the winner is luck."""
-    settings = winner.settings_at(winner.done)
-    found = _policy(recipe, dataset, workspace, root, winner)
-    overrides = [*overrides_of(settings), *found.overrides]
-    best = override_recipe(recipe, overrides)
+    epoch = best_epoch(winner, plan.metric)
+    found = _policy(recipe, dataset, workspace, root, winner, epoch)
+    settings = winner.settings_at(epoch) | _parsed(found.overrides)
+    overrides, best = overrides_of(settings), with_settings(recipe, settings)
     outcome = Outcome(
         name=root.rpartition("/")[2], recipe=recipe, dataset=dataset.id, space=plan.space, records=records,
         metric=plan.metric, label=_label(plan), winner=winner, overrides=overrides, best_recipe=best, seconds=0.0,
@@ -171,7 +174,7 @@ def _finish(
     logger.info("winner and recipe are trained again with the seeds %s, which the search has not seen",
                 ", ".join(map(str, recipe.tune.fresh_seeds)))
     return replace(outcome, confirmation=confirm(
-        recipe, best, dataset, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
+        recipe, best, dataset, workspace, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
         score_test=recipe.tune.score_test, concurrent=concurrent_trials(recipe),
     ))
 
@@ -183,25 +186,26 @@ def _label(plan: Plan) -> str:
 
 
 def _policy(
-    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord
+    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord, epoch: int
 ) -> PolicyFound:
     """On the weights of the winner's best epoch, from its checkpoints."""
-    from llmrec_ray.policy import search_policy
-    from llmrec_ray.train.fusing import fit_modes
-
-    trained, start = trial_recipe(recipe, winner.settings_at(winner.done)), open_start(recipe)
+    trained, start = trial_recipe(recipe, winner.settings_at(epoch)), open_start(recipe)
     raw = text_of(trained, dataset, workspace, start)
     bundle = Bundle.open(train_bundle(
         trained, dataset, raw, Workspace(f"{root}/winner"), start=start, resume=True,
-        run_dir=run_folder(root, winner), show_progress=False,
+        run_dir=run_folder(root, winner, epoch), show_progress=False,
     ).uri)
     _, domains = split_levels(recipe)
-    wanted = domains.get("fusion.mode", Choice(choice=(recipe.fusion.mode,)))
-    modes = fit_modes(recipe, dataset, bundle, wanted.choice)
+    wanted = domains.get("fusion.mode")
+    modes = fit_modes(recipe, dataset, bundle, wanted.choice if isinstance(wanted, Choice) else [recipe.fusion.mode])
     return search_policy(
         recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
         modes={mode: fitted.fusion for mode, fitted in modes.items()},
     )
+
+
+def _parsed(overrides: list[str]) -> dict[str, Any]:
+    return {key: yaml.safe_load(value) for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
@@ -213,7 +217,7 @@ def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
             "name": outcome.name, "metric": outcome.label, "value": best, "trials": len(outcome.records),
             "failed": sum(record.status == "failed" for record in outcome.records),
             "epochs": sum(record.done for record in outcome.records), "winner": outcome.winner.number,
-            "overrides": outcome.overrides, "seconds": outcome.seconds,
+            "overrides": outcome.overrides, "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
         },
     )
     workspace.set_latest("campaign", artifact.uri)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmrec_ray.artifact import file_names, read_json, write_json_atomic
 
-__all__ = ["Part", "Records", "Status", "TrialRecord", "best_record", "value_at", "values_of"]
+__all__ = ["Part", "Records", "Status", "TrialRecord", "best_epoch", "best_record", "value_at", "values_of"]
 
 Status: TypeAlias = Literal["running", "paused", "finished", "stopped", "failed"]
 """`running` also when whoever ran it was killed; `paused` between two legs; `stopped` when others were better."""
@@ -92,6 +92,12 @@ def best_record(records: Sequence[TrialRecord], metric: str) -> TrialRecord | No
 def _has(entry: Mapping[str, Any], metric: str) -> bool:
     value = entry.get(metric)
     return value is not None and math.isfinite(value)
+
+
+def best_epoch(record: TrialRecord, metric: str) -> int:
+    """The first epoch with the best value."""
+    scored = [entry for entry in record.epochs if _has(entry, metric)]
+    return int(max(scored, key=lambda entry: (entry[metric], -entry["epoch"]))["epoch"])
 
 
 class Records:

@@ -112,3 +112,4 @@ def _signals(recipe: Recipe, dataset: Dataset, text_vectors: FloatArray | None) 
     if "text" in named and text_vectors is not None:
         signals["text"] = TextCosine(text_vectors)
     return signals
+

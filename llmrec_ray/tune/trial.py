@@ -57,10 +57,10 @@ def trial_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return changed.model_copy(update={"train": train, "fusion": fusion})
 
 
-def run_folder(root: str, record: TrialRecord) -> str:
-    """Where the checkpoints of a trial are, since it last took over another's weights."""
-    part = f"-{len(record.parts)}" if record.parts else ""
-    return f"{root}/trials/{record.number:05d}{part}"
+def run_folder(root: str, record: TrialRecord, epoch: int) -> str:
+    """Where the checkpoint of a trial's epoch is: it has a folder more each time it takes over another's weights."""
+    part = sum(part.after_epoch < epoch for part in record.parts)
+    return f"{root}/trials/{record.number:05d}{f'-{part}' if part else ''}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class _Leg:
 
     def _train(self, recipe: Recipe) -> None:
         [inputs_ref] = ray.get(self.shared.get.remote(recipe.model_dump_json()))
-        folder, part = run_folder(self.root, self.record), (self.record.parts or [None])[-1]
+        folder = run_folder(self.root, self.record, self.record.until)
+        part = self.record.parts[-1] if self.record.parts else None
         run_training(
             recipe, ray.get(inputs_ref), folder, data_id=self.data_id, resume=_has_begun(folder),
             inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
