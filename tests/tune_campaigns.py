@@ -25,14 +25,14 @@ from tests.boards import board_recipe, write_board
 ROOT = Path(__file__).parents[1]
 Moment: TypeAlias = Callable[[list[TrialRecord]], bool]
 """Whether the records of a campaign are at the moment that a test waits for."""
-EPOCHS, TRIALS = 4, 4
+EPOCHS, TRIALS = 4, 3
 TIMINGS = {"train_s", "epoch_s", "seconds", "seen_per_s"}
 
 
 def slow_board(folder: Path, **sections: dict[str, Any]) -> Recipe:
     """A board whose epochs take about a second, ingested, with a small campaign that is the same however it is cut:
     chance proposes, nothing is stopped, and nothing is dropped out."""
-    write_board(folder, n_users=120, n_items=60)
+    write_board(folder, n_users=300, n_items=100)
     tree: dict[str, Any] = {
         "num_cpus": 2, "data": {"items": []}, "fusion": {"item_vector": "id"},
         "model": {"dropout": 0.0, "id_dropout": 0.0},
