@@ -37,6 +37,7 @@ from metered import metered
 from quality_parts import Part, Parts
 
 from llmrec_ray import stages
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe, SignalName, load_recipe, override_recipe
 from llmrec_ray.policy import component_scores, search_weights
@@ -44,7 +45,7 @@ from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.records import Records, TrialRecord
 
 PACKAGED = "movielens-100k"
-METRIC = "ndcg@10"
+METRIC, FUSED = "ndcg@10", "fused_ndcg@10"
 POOR = ("train.learning_rate=2e-4", "train.loss=bce", "model.dropout=0.7", "fusion.mode=feature")
 SPACE: dict[str, Any] = {
     "train.learning_rate": {"loguniform": [2e-4, 2e-2]},
@@ -54,6 +55,7 @@ SPACE: dict[str, Any] = {
 }
 SIGNALS: tuple[SignalName, ...] = ("neural", "ncf", "item_item", "text", "popularity")
 ALIKE = ("train.num_workers=1", "tune.max_concurrent=2")
+ROUNDING = 1e-6
 PARTS = ("full", "asha", "seeds", "policy")
 ROWS = (
     ("winner − default, mean over fresh seeds", "best_vs_default_fresh_seeds", "+.4f", "at least 0"),
@@ -173,8 +175,8 @@ def measure_seeds(bench: Bench, campaign: Path) -> dict[str, Any]:
         root = f"{bench.folder}/work/against-default"
         with stages.ray_for(packaged):
             found = confirm(
-                packaged, best, stages.open_dataset(packaged), root, seeds=bench.effort.seeds, metric=METRIC,
-                score_test=False, concurrent=2,
+                packaged, best, stages.open_dataset(packaged), Workspace(packaged.workspace), root,
+                seeds=bench.effort.seeds, metric=METRIC, score_test=False, concurrent=2,
             )
         return {"winner": [*found.winner.values()], "default": [*found.default.values()], "failed": found.failed}
 
@@ -242,19 +244,17 @@ def _costs(campaigns: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _compared(full: dict[str, Any], asha: dict[str, Any]) -> dict[str, Any]:
     """All epochs that asha's campaign trained as a share of those at full fidelity, null if its best value is lower."""
-    metric = full["metrics"]["metric"]
-    value, target = _best(asha, metric), _best(full, metric)
-    share = _epochs(asha) / _epochs(full)
+    value, target, share = _best(asha), _best(full), _epochs(asha) / _epochs(full)
     return {
-        "asha_epoch_share": share if value >= target * (1 - 1e-6) else None, "asha_epochs": _epochs(asha),
-        "full_epochs": _epochs(full), "asha_value": value, "full_value": target, "asha_epochs_over_full": share,
-        "poor_value": _best({"records": full["records"][:1]}, metric), "same_settings": _settings(full)
-        == _settings(asha), "full_s": full["wall_s"], "asha_s": asha["wall_s"], "winner": asha["metrics"]["overrides"],
+        "asha_epoch_share": share if value >= target * (1 - ROUNDING) else None, "asha_epochs": _epochs(asha),
+        "full_epochs": _epochs(full), "asha_epochs_over_full": share, "asha_value": value, "full_value": target,
+        "poor_value": _best({"records": full["records"][:1]}), "same_settings": _settings(full) == _settings(asha),
+        "full_s": full["wall_s"], "asha_s": asha["wall_s"], "winner": asha["metrics"]["overrides"],
     }
 
 
-def _best(campaign: dict[str, Any], metric: str) -> float:
-    return max(float(epoch[metric]) for record in campaign["records"] for epoch in record["epochs"])
+def _best(campaign: dict[str, Any]) -> float:
+    return max(float(epoch[FUSED]) for record in campaign["records"] for epoch in record["epochs"])
 
 
 def _epochs(campaign: dict[str, Any]) -> int:
