@@ -98,6 +98,7 @@ def full_outcome(trials: int = 16) -> Outcome:
         ],
         curve=[[share / 20, 0.114 - 0.02 * (share / 20 - 0.55) ** 2] for share in range(21)],
         weights={"neural": 0.52, "item_item": 0.31, "ncf": 0.11, "text": 0.06, "popularity": 0.0}, seconds=1.84,
+        left_out={"fusion.cold_scale": "validation holds no items that nobody had met"},
         policy=FusionPolicy(weights={"neural": 0.52, "item_item": 0.48}, candidates={"neural": 150, "text": 20}),
     )
     confirmation = Confirmation(

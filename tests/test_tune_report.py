@@ -81,6 +81,18 @@ def test_settings_that_need_no_training_are_shown_with_what_they_were_chosen_for
     assert "against 0.1121 with the recipe's own settings" in text
     assert "Weight0.5200.3100.1100.0600.000" in text
     assert "0.1140 at 0.55" in text
+    assert "fusion.cold_scale: validation holds no items that nobody had met" in text
+
+
+def test_long_reasons_are_folded_and_long_names_lose_their_middle():
+    records = [made_record(n) for n in range(4)]
+    records[1] = failed(records[1], "word " * 60)
+    space = {"train.loss": Choice(choice=("bpr", "a_choice_whose_name_goes_on_and_on_and_on"))}
+    for record in records:
+        record.settings["train.loss"] = space["train.loss"].choice[record.number % 2]
+    page = render_page(made_outcome(records, space=space), "name: x\n")
+    assert page.count("<details><summary>word word") == 1
+    assert re.search(r">a_choice[\w]*…[\w]*on<", page)
 
 
 def test_the_best_recipe_stands_on_the_page_as_it_is_written(page):

@@ -22,8 +22,8 @@ LEFT, TOP, BOTTOM = 60.0, 24.0, 44.0
 ACROSS, ACROSS_HEIGHT = 900.0, 340.0
 ACROSS_LEFT, ACROSS_RIGHT, ACROSS_TOP, ACROSS_BOTTOM = 24.0, 118.0, 52.0, 20.0
 SLICE_WIDTH, SLICE_HEIGHT = 300.0, 210.0
-LETTER, LABEL_LETTER = 6.3, 7.3
-APART = 15.0
+LETTER, LABEL_LETTER, NOTE_LETTER = 6.7, 7.3, 5.6
+APART, GAP = 15.0, 8.0
 ROW, BAR, MOST_LABELS = 26.0, 14.0, 200.0
 LABELS = 52.0
 """Room for the marks of the last axis, before the names of lines."""
@@ -108,10 +108,11 @@ def slice_chart(
     left, right, bottom = 52.0, SLICE_WIDTH - 14.0, SLICE_HEIGHT - 40.0
     x_at, y_at = scale(0.0, 1.0, left + 6, right), scale(0.0, 1.0, bottom, 14.0)
     drawn = _levels(up, y_at, left, right, y_label)
-    room = (right - left) / max(len(across.ticks), 1) - 4.0
-    for at, said in across.ticks:
+    room = (right - left) / len(across.ticks) - GAP if across.is_choice else right - left
+    for at, said in across.ticks if across.is_choice else _apart(across.ticks, x_at):
         drawn += text(x_at(at), bottom + 16, _fitting(said, room), "tick", "middle")
-    drawn += text((left + right) / 2, SLICE_HEIGHT - 6, across.name, "axis", "middle")
+    name_of_axis = _fitting(across.name, right - left, LABEL_LETTER)
+    drawn += text((left + right) / 2, SLICE_HEIGHT - 6, name_of_axis, "axis", "middle")
     for position in _order(traces):
         place, trace = across.places[position], traces[position]
         if place is not None and trace.value is not None:
@@ -212,7 +213,7 @@ def _upright(axis: Axis, x: float, y_at: Scale, room: float) -> Markup:
     drawn = Markup('<line class="upright" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
         rounded(x), rounded(y_at(1.0)), rounded(y_at(0.0))
     )
-    head = text(x - 4, ACROSS_TOP - 32, section and f"{section}.", "note", "start")
+    head = text(x - 4, ACROSS_TOP - 32, _fitting(section and f"{section}.", room, NOTE_LETTER), "note", "start")
     head += text(x - 4, ACROSS_TOP - 17, _fitting(leaf, room, LABEL_LETTER), "label strong", "start")
     for place, said in axis.ticks:
         drawn += Markup('<line class="upright" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(
@@ -255,7 +256,22 @@ def _way(pair: Pair, x_at: Scale, y: float) -> Markup:
     return drawn
 
 
+def _apart(marks: Sequence[tuple[float, str]], x_at: Scale) -> list[tuple[float, str]]:
+    """The ends, and the marks between them whose labels do not meet."""
+    kept = [marks[0]]
+    last = marks[-1]
+    for mark in marks[1:]:
+        room = (len(kept[-1][1]) + len(mark[1])) / 2 * LETTER + GAP
+        to_last = (len(last[1]) + len(mark[1])) / 2 * LETTER + GAP
+        if mark is last or (x_at(mark[0]) - x_at(kept[-1][0]) >= room and x_at(last[0]) - x_at(mark[0]) >= to_last):
+            kept.append(mark)
+    return kept
+
+
 def _fitting(said: str, room: float, letter: float = LETTER) -> str:
-    """Shortened to what fits; all of it stands in the tables."""
+    """Without its middle, when it is too long; all of it stands in the tables."""
     most = max(int(room / letter), 3)
-    return said if len(said) <= most else f"{said[: most - 1]}…"
+    if len(said) <= most:
+        return said
+    tail = (most - 1) * 2 // 5
+    return f"{said[: most - 1 - tail]}…{said[len(said) - tail :]}"

@@ -294,8 +294,13 @@ class _View:
     @property
     def policy_columns(self) -> list[str]:
         names = dict.fromkeys(name for row in self.policy_rows for name in row)
-        return [*(name for name in names if name not in {"value", "candidates"}),
-                *(name for name in ("candidates", "value") if name in names)]
+        return [*(name for name in names if name not in self.headings), *(n for n in self.headings if n in names)]
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """Columns of that table that are no settings."""
+        metric = self.metric_name
+        return {"candidates": "Candidates", "cold_value": f"{metric}, unseen items", "value": metric}
 
     @property
     def facts(self) -> list[tuple[str, str]]:

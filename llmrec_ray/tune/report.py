@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from llmrec_ray.tune.written import recipe_yaml
 
 __all__ = ["best_yaml", "outcome_figures", "write_outcome"]
 
-OF_POLICY = ("overrides", "value", "base", "weights", "curve", "seconds")
+OF_POLICY = ("overrides", "metric", "value", "base", "weights", "curve", "left_out", "seconds")
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -68,7 +69,7 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """For JSON, which knows no NaN and no infinity."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
