@@ -114,6 +114,8 @@ def test_what_is_wrong_with_a_domain_is_said_once_under_its_key(written, message
     ("fusion.weights", "{choice: [{neural: 1}]}",
      "this key is not searched, since weights of signals are always searched, on stored scores, where fusion.weights "
      "is left out"),
+    ("fusion.signals", "{choice: [[neural]]}",
+     "this key is not searched, since trials are compared by what its signals give together: name all that may help"),
     ("fusion.cold_weights", "{choice: [{neural: 1}]}",
      "this key is not searched, since of what is about new items only fusion.cold_scale is searched"),
     ("fusion.cascade.keep", "{int: [50, 99]}",

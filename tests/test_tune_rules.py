@@ -100,6 +100,10 @@ def test_why_a_trial_was_stopped_is_said_with_its_place_and_what_it_would_have_t
     )
 
 
+def test_a_trial_without_a_value_is_said_to_have_none():
+    assert reason(3, {0: 0.1}, THIRD, 2) == "epoch 2: it has no finite value"
+
+
 @pytest.mark.parametrize(("place", "ordinal"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"),
                                                 (12, "12th"), (21, "21st")])
 def test_places_are_written_as_people_write_them(place, ordinal):

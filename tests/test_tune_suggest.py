@@ -68,6 +68,14 @@ def test_a_campaign_that_was_cut_anywhere_goes_on_with_the_same_settings(algorit
         assert run(recipe, stored) == whole
 
 
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_the_order_in_which_a_recipe_names_keys_makes_no_difference(algorithm):
+    turned = "{model.dropout: {uniform: [0, 0.7]}, train.learning_rate: {loguniform: [1e-4, 1e-1]}}"
+    one, other = (run(campaign(search, algorithm=algorithm)) for search in (RATE, turned))
+    assert [trial.settings for trial in one] == [trial.settings for trial in other]
+    assert [*other[9].settings] == ["model.dropout", "train.learning_rate"]
+
+
 def test_chance_follows_from_seed_and_number_whatever_became_of_the_others():
     recipe = campaign(RATE, algorithm="random")
     good = run(recipe)

@@ -37,6 +37,7 @@ REFUSED: dict[str, str] = {
     "tune": "it describes the campaign itself",
     "train.epochs": "all trials may train as long: set tune.epochs",
     "train.patience": "tune.scheduler says when trials end",
+    "fusion.signals": "trials are compared by what its signals give together: name all that may help",
     "fusion.weights": WEIGHTS,
     "fusion.newcomer_events": WEIGHTS,
     "fusion.cold_weights": "of what is about new items only fusion.cold_scale is searched",

@@ -49,6 +49,8 @@ def promotable(
 
 def reason(number: int, values: Mapping[int, float], config: TuneConfig, rung: int) -> str:
     """Why a trial that reached the rung was not taken further, in words."""
+    if number not in values:
+        return f"epoch {rung}: it has no finite value"
     ranking = _ranking(values)
     place, places = ranking.index(number) + 1, max(1, len(ranking) // config.reduction_factor)
     own, last = values[number], values[ranking[places - 1]]

@@ -51,7 +51,8 @@ def suggest(
     tried = [own, *(record.settings for record in records if record.number < number)]
     told = [record for record in records if record.status == "failed" or values_of(record, metric)]
     guided = config.algorithm == "tpe" and len(told) >= _startup(config)
-    draws = _by_estimate(space, seed, number, records, metric) if guided else _by_chance(space, seed, number)
+    ordered = dict(sorted(space.items()))  # whatever order a recipe names them in
+    draws = _by_estimate(ordered, seed, number, records, metric) if guided else _by_chance(ordered, seed, number)
     for _ in range(ATTEMPTS if space else 0):
         settings = _allowed(recipe, space, own, next(draws))
         if settings is not None and settings not in tried:
@@ -105,7 +106,7 @@ def _allowed(recipe: Recipe, space: Mapping[str, Domain], own: Settings, drawn: 
     """What was drawn, with as many of its numbers as the recipe allows beside its choices; None when these alone do
     not go together."""
     if is_possible(recipe, drawn):
-        return drawn
+        return {key: drawn[key] for key in space}
     settings = {key: drawn[key] if isinstance(domain, Choice) else own[key] for key, domain in space.items()}
     if not is_possible(recipe, settings):
         return None
