@@ -105,30 +105,33 @@ def train(disk: Path) -> dict[str, Any]:
 
 
 def search(disk: Path) -> dict[str, Any]:
-    """A campaign whose disk fills up after two epochs of its first trial, and again when there is room."""
+    """Campaigns whose disk fills up after two epochs of their first trial, at once or but for what a record takes; and
+    again when there is room."""
     from llmrec_ray.cluster import connected
     from llmrec_ray.config import override_recipe
     from llmrec_ray.stages import tune_stage
     from llmrec_ray.tune.records import Records
     from tests.tune_campaigns import slow_board
 
-    recipe = override_recipe(slow_board(disk), ["tune.name=full", "tune.trials=2"])
-    records = Records(f"{recipe.workspace}/tune/full")
-
-    def fill_in_mid_training() -> None:
-        while not any(len(record.epochs) >= 2 for record in records.load()):
-            time.sleep(0.02)
-        fill(disk)
-
-    report: dict[str, Any] = {}
+    recipe, report = slow_board(disk), {}
     with connected(num_cpus=2):
-        threading.Thread(target=fill_in_mid_training, daemon=True).start()
-        report["said"] = said_of(lambda: tune_stage(recipe))
-        report["failed when full"] = [record.reason for record in records.load() if record.status == "failed"]
-        (disk / "filler").unlink()
-        report["said later"] = said_of(lambda: tune_stage(recipe, resume="full"))
-    report["records"] = [record.model_dump(mode="json") for record in records.load()]
+        for name, left in (("full", 0), ("nearly", 200_000)):
+            named = override_recipe(recipe, [f"tune.name={name}", "tune.trials=2"])
+            records = Records(f"{recipe.workspace}/tune/{name}")
+            threading.Thread(target=_fill_in_mid_training, args=(disk, left, records), daemon=True).start()
+            said = said_of(partial(tune_stage, named))
+            failed = [record.reason for record in records.load() if record.status == "failed"]
+            (disk / "filler").unlink()
+            later = said_of(partial(tune_stage, named, resume=name))
+            statuses = [record.status for record in records.load()]
+            report[name] = {"said": said, "failed": failed, "later": later, "statuses": statuses}
     return report
+
+
+def _fill_in_mid_training(disk: Path, leave_bytes: int, records: Any) -> None:
+    while not any(len(record.epochs) >= 2 for record in records.load()):
+        time.sleep(0.02)
+    fill(disk, leave_bytes)
 
 
 def record_events(disk: Path) -> dict[str, Any]:

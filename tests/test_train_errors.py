@@ -111,7 +111,7 @@ def test_artifacts_on_a_full_disk_are_refused_by_folder_and_leave_nothing(tmp_pa
 def test_a_workers_own_disk_that_is_full_is_named_with_the_last_good_checkpoint(tmp_path):
     report = try_on_small_disk("save_shard", tmp_path, size_kb=1000)
     assert re.fullmatch(
-        rf"TrainingError: The checkpoint of step 12 could not be saved: {tmp_path}/\S+ has \d\.\d MB free, which was "
+        rf"DiskFullError: The checkpoint of step 12 could not be saved: {tmp_path}/\S+ has \d\.\d MB free, which was "
         r"not enough\. Last good checkpoint: step 7\. Make room there and go on with --resume, or point TMPDIR to a "
         r"larger disk\.", report["said"],
     )
@@ -142,13 +142,13 @@ def test_a_damaged_record_of_checkpoints_is_refused_before_resuming(tmp_path):
 def test_a_disk_that_fills_up_ends_training_with_its_checkpoints_whole(tmp_path):
     report = try_on_small_disk("train", tmp_path, size_kb=3000, timeout_s=200)
     assert re.fullmatch(
-        rf"TrainingError: The checkpoint of step 0 could not be saved: {tmp_path}/a has 0\.\d MB free, which needs "
+        rf"DiskFullError: The checkpoint of step 0 could not be saved: {tmp_path}/a has 0\.\d MB free, which needs "
         r"1\.\d MB\. Last good checkpoint: none\. Make room there and go on with --resume, or set workspace to a "
         r"larger disk\.", report["at once"],
     )
     for name, need in (("foreseen", r"which needs 1\.\d MB"), ("unforeseen", "which was not enough")):
         said = re.fullmatch(
-            rf"TrainingError: The checkpoint of step (\d+) could not be saved: {tmp_path}/{name} has 0\.\d MB free, "
+            rf"DiskFullError: The checkpoint of step (\d+) could not be saved: {tmp_path}/{name} has 0\.\d MB free, "
             rf"{need}\. Last good checkpoint: step (\d+)\. Make room there and go on with --resume, or set workspace "
             r"to a larger disk\.", report[name],
         )

@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 
 from llmrec_ray.artifact import free_space, is_disk_full
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import LlmrecError, TrainingError
+from llmrec_ray.errors import DiskFullError, LlmrecError, TrainingError
 from llmrec_ray.train.memory import explain_memory, was_out_of_memory
 
 __all__ = ["RestartUnlessExplained", "explain"]
@@ -44,7 +44,7 @@ def explain(error: ray.train.TrainingFailedError, run_dir: str, recipe: Recipe) 
     said = "; ".join(f"worker {rank}: {_in_a_line(failure)}" for rank, failure in failures.items())
     cause = getattr(error, "controller_failure", error)
     if is_disk_full(cause):
-        return TrainingError(
+        return DiskFullError(
             f"The record of checkpoints could not be written, since the disk of {run_dir} is full "
             f"({free_space(run_dir)} are free): make room there, or set workspace to a larger disk, and train anew."
         )

@@ -18,7 +18,7 @@ import ray.train
 import torch
 
 from llmrec_ray.artifact import free_space, is_disk_full
-from llmrec_ray.errors import TrainingError
+from llmrec_ray.errors import DiskFullError, TrainingError
 from llmrec_ray.train.workers import Workers
 
 __all__ = ["Reports"]
@@ -31,7 +31,7 @@ class Reports:
     """Reports one worker's metrics and checkpoints, by being called with them.
 
     run_dir: the run's folder. last_step: of the checkpoint that training goes on from, None without one.
-    Raises TrainingError when there is no room; it names the folder and the last good checkpoint.
+    Raises DiskFullError when there is no room; it names the folder and the last good checkpoint.
     """
 
     def __init__(self, run_dir: str, workers: Workers, last_step: int | None) -> None:
@@ -76,10 +76,10 @@ class Reports:
                 raise self._no_room(step, folder, "which was not enough") from error
             raise
 
-    def _no_room(self, step: int, folder: str, need: str) -> TrainingError:
+    def _no_room(self, step: int, folder: str, need: str) -> DiskFullError:
         kept = "none" if self._last_step is None else f"step {self._last_step}"
         where = "point TMPDIR" if folder != self._run_dir else "set workspace"
-        return TrainingError(
+        return DiskFullError(
             f"The checkpoint of step {step} could not be saved: {folder} has {free_space(folder)} free, {need}. Last "
             f"good checkpoint: {kept}. Make room there and go on with --resume, or {where} to a larger disk."
         )

@@ -88,8 +88,8 @@ def run_training(
     weights, AdamW moments, epoch and step this one goes on from; rates, dropout and other settings that leave the
     architecture alone may differ. keep_all: keep the checkpoint of every epoch.
 
-    Raises TrainingError (loss not finite, or workers failed too often), OutOfMemoryError, ClusterError (too few CPUs or
-    GPUs), ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
+    Raises TrainingError (loss not finite, or workers failed too often), OutOfMemoryError, DiskFullError, ClusterError
+    (too few CPUs or GPUs), ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
     """
     inputs.check()
     told = identity(recipe, inputs, data_id, start_from)

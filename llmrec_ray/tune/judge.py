@@ -113,6 +113,11 @@ class Judge:
         record.status, record.reason = "failed", reason
         self._end(record)
 
+    def stop(self, number: int, problem: LlmrecError) -> None:
+        """No trial can go on, see `close`; this one stays as its last epoch left it, for --resume."""
+        self._problem = problem
+        self._active.pop(number, None)
+
     def is_active(self, number: int) -> bool:
         """Whether a leg of it was handed out and has not ended."""
         return number in self._active
@@ -120,7 +125,7 @@ class Judge:
     def close(self) -> list[TrialRecord]:
         """Nothing will be trained any more: trials between two legs are stopped. Returns all records.
 
-        Raises what kept records from being written.
+        Raises what kept records from being written, or trials from going on.
         """
         if self._problem is not None:
             raise self._problem

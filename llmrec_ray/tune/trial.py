@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from llmrec_ray.artifact import read_json
 from llmrec_ray.config import Recipe, with_settings
-from llmrec_ray.errors import LlmrecError, OutOfMemoryError
+from llmrec_ray.errors import ClusterError, DiskFullError, LlmrecError, OutOfMemoryError
 from llmrec_ray.train import run_training, smaller
 from llmrec_ray.tune.records import TrialRecord
 
@@ -31,13 +31,16 @@ def run_leg(
 ) -> None:
     """The function that Ray Tune calls. config: `trial`, `until`, and the settings, which are shown by Tune.
 
-    A trial that fails is told to the judge with its reason and ends like any other, so that the campaign goes on.
+    A trial that fails is told to the judge with its reason and ends like any other, so that the campaign goes on. What
+    would meet every other trial too, a full disk or too small a cluster, ends the campaign instead.
     """
     number = int(config["trial"])
     record: TrialRecord = ray.get(judge.record.remote(number))
     leg = _Leg(Recipe.model_validate_json(recipe_json), root, data_id, judge, shared, record)
     try:
         leg.run()
+    except (DiskFullError, ClusterError) as error:
+        ray.get(judge.stop.remote(number, error))
     except (LlmrecError, ray.exceptions.RayTaskError) as error:
         ray.get(judge.fail.remote(number, _in_a_line(error)))
     else:
