@@ -6,12 +6,14 @@ to, on a disk.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 from llmrec_ray.tune.records import TrialRecord, values_of
 
@@ -28,21 +30,30 @@ class Board:
         """Scalars of an epoch."""
         if self._root is None:
             return
-        with SummaryWriter(str(self._run(number))) as writer:
+        epoch = int(metrics["epoch"])
+        with self._writer(number, f".epoch-{epoch:05d}") as writer:
             for name, value in metrics.items():
-                if isinstance(value, numbers.Real) and name != "epoch":
-                    writer.add_scalar(name, float(value), int(metrics["epoch"]))
+                if isinstance(value, numbers.Real) and math.isfinite(value) and name != "epoch":
+                    writer.add_scalar(name, float(value), epoch)
 
     def close(self, records: Sequence[TrialRecord]) -> None:
         """Hyperparameters of every trial beside its best value."""
         if self._root is None:
             return
         for record in records:
-            values = values_of(record, self._metric)
-            with SummaryWriter(str(self._run(record.number))) as writer:
-                shown = {name: value if isinstance(value, int | float) else str(value)
-                         for name, value in record.settings.items()}
-                writer.add_hparams(shown, {f"best/{self._metric}": max(values, default=float("nan"))}, name=".")
+            shown = {name: value if isinstance(value, int | float) else str(value)
+                     for name, value in record.settings.items()}
+            name_of_best = f"best/{self._metric}".replace("@", "_")  # as tags of scalars are written
+            best = {name_of_best: max(values) for values in [values_of(record, self._metric)] if values}
+            with self._writer(record.number, ".settings") as writer:
+                for summary in hparams(shown, best):
+                    writer.file_writer.add_summary(summary)
+                for name, value in best.items():
+                    writer.add_scalar(name, value, record.done)
+
+    def _writer(self, number: int, suffix: str) -> SummaryWriter:
+        """Files are named by the second, and one of the same name would be written over: suffixes tell them apart."""
+        return SummaryWriter(str(self._run(number)), filename_suffix=suffix)
 
     def _run(self, number: int) -> Path:
         assert self._root is not None, "a TensorBoard run in a bucket. This is a bug."
