@@ -43,8 +43,9 @@ class Board:
         for record in records:
             shown = {name: value if isinstance(value, int | float) else str(value)
                      for name, value in record.settings.items()}
-            name_of_best = f"best/{self._metric}".replace("@", "_")  # as tags of scalars are written
-            best = {name_of_best: max(values) for values in [values_of(record, self._metric)] if values}
+            tag = f"best/{self._metric}".replace("@", "_")  # as tags of scalars are written
+            values = values_of(record, self._metric)
+            best = {tag: max(values)} if values else {}
             with self._writer(record.number, ".settings") as writer:
                 for summary in hparams(shown, best):
                     writer.file_writer.add_summary(summary)
