@@ -9,7 +9,9 @@ Everything lies in `<workspace>/tune/<name>` while it runs, so that whoever is k
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +25,15 @@ from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json,
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ConfigError, LlmrecError, TrainingError
+from llmrec_ray.errors import (
+    ArtifactMismatchError,
+    ArtifactNotFoundError,
+    ClusterError,
+    ConfigError,
+    DiskFullError,
+    LlmrecError,
+    TrainingError,
+)
 from llmrec_ray.policy import PolicyFound, search_policy
 from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.confirm import confirm
@@ -65,13 +75,24 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     _open(root, name, recipe, dataset, resume=resume is not None)
     logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
                 plan.trials, concurrent, root, name)
-    records, seconds = _search(recipe, plan, dataset, workspace, root)
-    winner = best_record(records, plan.metric)
-    if winner is None:
-        reason = next((record.reason for record in records if record.reason), "none had an epoch")
-        raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
-    outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
-    return _keep(outcome, workspace)
+    with _says_how_to_go_on(name, root):
+        records, seconds = _search(recipe, plan, dataset, workspace, root)
+        winner = best_record(records, plan.metric)
+        if winner is None:
+            reason = next((record.reason for record in records if record.reason), "none had an epoch")
+            raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
+        outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
+        return _keep(outcome, workspace)
+
+
+@contextlib.contextmanager
+def _says_how_to_go_on(name: str, root: str) -> Iterator[None]:
+    """When it is stopped: by Ctrl-C, by SIGTERM, which Ray makes an exit, or by a disk without room."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, DiskFullError, ClusterError):
+        logger.warning("The campaign was stopped: --resume %s goes on with what is in %s.", name, root)
+        raise
 
 
 def campaign_root(workspace: Workspace, name: str) -> str:
@@ -137,7 +158,6 @@ def _search(
         if not ray.get(judge.is_over.remote()):
             run_search(recipe, plan, root, dataset.id, judge, shared)
         if not ray.get(judge.is_over.remote()):
-            logger.warning("The campaign was stopped; what was done is in %s.", root)
             raise KeyboardInterrupt
         return ray.get(judge.close.remote()), ray.get(judge.seconds.remote())
     except ray.exceptions.RayTaskError as error:
