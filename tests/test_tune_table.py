@@ -118,6 +118,15 @@ def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
     assert head[-1] == "# Train it with: llmrec train --config best.yaml"
 
 
+def test_a_search_space_that_the_winner_does_not_go_with_is_left_out_of_its_recipe(tmp_path):
+    recipe = searched_recipe("tune.search={encoder.learning_rate: {loguniform: [1e-6, 1e-4]}}", "encoder.tuning=lora")
+    frozen = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"tuning": "frozen"})})
+    outcome = made_outcome([made_record(0)], recipe, overrides=["encoder.tuning=frozen"], best_recipe=frozen)
+    (tmp_path / "best.yaml").write_text(best_yaml(outcome))
+    loaded = load_recipe(config=tmp_path / "best.yaml")
+    assert loaded.tune.search == {} and loaded.encoder == frozen.encoder
+
+
 def test_figures_that_are_not_numbers_are_null_for_programs(tmp_path):
     outcome = made_outcome([made_record(0, epochs=2)], confirmation=Confirmation({101: math.nan}, {101: 0.1}))
     write_outcome(tmp_path, outcome)

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llmrec_ray.config import Recipe, validate_recipe
+from llmrec_ray.errors import ConfigError
 from llmrec_ray.tune.outcome import Outcome
 from llmrec_ray.tune.page import changed_settings, render_page
 from llmrec_ray.tune.records import values_of
@@ -37,12 +39,15 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def best_yaml(outcome: Outcome) -> str:
-    """The best recipe as a file that `--config` takes, saying above it where it comes from."""
+    """The best recipe as a file that `--config` takes, saying above it where it comes from.
+
+    It equals `best_recipe`, but for a search space that its settings do not go with, which is left out.
+    """
     value = max(values_of(outcome.winner, outcome.metric))
     changes = [
         f"  {key}: {after} (was {before})" for key, before, after in changed_settings(outcome) if before != after
     ]
-    return recipe_yaml(outcome.best_recipe, [
+    return recipe_yaml(_loadable(outcome.best_recipe), [
         f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number} of {len(outcome.records)},",
         f"{outcome.label} {value:.4f}.",
         *(["Other than in the recipe that was searched around:", *changes] if changes else []),
@@ -65,6 +70,14 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
+
+
+def _loadable(recipe: Recipe) -> Recipe:
+    """A choice may go with the value that another key had before, and no more with the winner's."""
+    try:
+        return validate_recipe(recipe.model_dump(mode="json"), recipe.name)
+    except ConfigError:
+        return recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"search": {}})})
 
 
 def _plain(value: Any) -> Any:
