@@ -12,10 +12,11 @@ import ray
 import ray.cloudpickle
 
 from llmrec_ray.config import override_recipe
-from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError
+from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, TrainingError
 from llmrec_ray.train import LateFusion, TrainingInputs, run_training
 from llmrec_ray.train.checkpoint import load_state
 from llmrec_ray.train.loop import train_epochs
+from llmrec_ray.train.progress import progress_bar
 from tests.train_boards import ALONE, Recorder, deterministic_recipe, inputs_of_board, train_here
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import tests
@@ -80,6 +81,15 @@ def test_what_is_taken_over_is_the_state_and_not_the_settings(tmp_path):
     state = train_epochs(taker, inputs_of_board(), ALONE, recorder, tmp_path / "5", of_another_run=True)
     assert [epoch["epoch"] for epoch in state.epochs] == [2, 3] and state.stopping.best_epoch in {2, 3}
     assert state.step == 30, "as far into the schedule as the other run, in steps of its own"
+
+
+def test_a_run_that_shows_nothing_warns_of_failures_all_the_same_and_needs_no_ray(caplog):
+    with progress_bar(3, "ndcg@10", shown=False) as reporter:
+        reporter.say("training 9 parameters")
+        reporter.after_report(None, [{"epoch": 1}], None)
+        reporter.after_exception(None, {0: TrainingError("The loss was not finite.")})
+        reporter.after_exception(None, {1: RuntimeError("Connection closed by peer")})
+    assert caplog.messages == ["Training workers failed: {1: 'Connection closed by peer'}"]
 
 
 def test_checkpoints_that_were_removed_are_named(tmp_path, ray_session):
