@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmrec_ray.artifact import Artifact, Workspace
+from llmrec_ray.artifact import Artifact, Workspace, write_json_atomic
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.data import Dataset, ingest
@@ -33,7 +33,10 @@ def small(folder: Path, train: dict[str, object] | None = None, **tune_section: 
     return board_recipe(
         folder, fusion={"item_vector": "id"},
         train={"num_workers": 1, "sharding": "none", "epochs": 3, **(train or {})},
-        tune={"trials": 2, "search": RATES, "grace_epochs": 1, "fresh_seeds": [], "name": "small", **tune_section},
+        tune={
+            "trials": 2, "search": RATES, "scheduler": "none", "max_concurrent": 1, "fresh_seeds": [], "name": "small",
+            **tune_section,
+        },
     )
 
 
@@ -42,7 +45,7 @@ def run_campaign(recipe: Recipe, dataset: Dataset, *, resume: str | None = None)
 
 
 def test_a_campaign_keeps_every_trial_and_a_recipe_with_the_winners_settings(tmp_path, dataset):
-    recipe = small(tmp_path)
+    recipe = small(tmp_path, scheduler="asha", grace_epochs=1)
     campaign = run_campaign(recipe, dataset)
     table = pl.read_parquet(campaign.path / "results.parquet")
     metrics = campaign.manifest.metrics
@@ -77,20 +80,22 @@ def test_when_every_trial_fails_the_first_reason_is_given(tmp_path, dataset):
         run_campaign(recipe, dataset)
 
 
+@pytest.mark.drill
 def test_a_finished_campaign_that_is_resumed_trains_nothing_and_a_larger_one_only_what_is_new(tmp_path, dataset):
-    recipe = small(tmp_path, scheduler="none", algorithm="random")
+    recipe = small(tmp_path, algorithm="random")
     first = run_campaign(recipe, dataset)
     again = run_campaign(recipe, dataset, resume="small")
     assert pl.read_parquet(again.path / "results.parquet").equals(pl.read_parquet(first.path / "results.parquet"))
-    larger = run_campaign(small(tmp_path, scheduler="none", algorithm="random", trials=3), dataset, resume="small")
+    larger = run_campaign(small(tmp_path, algorithm="random", trials=3), dataset, resume="small")
     table = pl.read_parquet(larger.path / "results.parquet")
     assert table.filter(pl.col("trial") < 2).equals(pl.read_parquet(first.path / "results.parquet"))
     assert table["trial"].max() == 2
 
 
+@pytest.mark.drill
 def test_population_based_training_takes_over_weights_and_settings(tmp_path, dataset):
     recipe = small(
-        tmp_path, {"epochs": 4}, trials=3, scheduler="pbt", grace_epochs=2, pbt={"every_epochs": 2}, algorithm="random"
+        tmp_path, {"epochs": 4}, trials=3, scheduler="pbt", pbt={"every_epochs": 2}, algorithm="random"
     )
     campaign = run_campaign(recipe, dataset)
     table = pl.read_parquet(campaign.path / "results.parquet")
@@ -99,6 +104,7 @@ def test_population_based_training_takes_over_weights_and_settings(tmp_path, dat
     assert changed["train.learning_rate"].max() == 2
 
 
+@pytest.mark.drill
 def test_settings_that_need_no_training_are_searched_on_the_winners_scores(tmp_path, dataset):
     search = {"fusion.mode": {"choice": ["late", "feature"]}, "retrieval.candidates.neural": {"choice": [5, 10]}}
     campaign = run_campaign(small(tmp_path, search=search), dataset)
@@ -132,7 +138,8 @@ def test_a_campaign_that_is_not_there_cannot_be_resumed(tmp_path, dataset):
 
 
 def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
-    run_campaign(small(tmp_path, trials=1), dataset)
+    begun = {"recipe": small(tmp_path, trials=1).model_dump(mode="json"), "dataset": dataset.id}
+    write_json_atomic(f"{small(tmp_path).workspace}/tune/small/campaign.json", begun)
     with pytest.raises(ArtifactMismatchError, match=(
         r"^The campaign small cannot be resumed, since train.batch_size, tune.metric changed: use the recipe and data "
         "it was started with, or start another campaign.$"
@@ -142,7 +149,7 @@ def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
 
 def test_a_name_is_used_once(tmp_path, dataset):
     recipe = small(tmp_path, trials=1)
-    run_campaign(recipe, dataset)
+    write_json_atomic(f"{recipe.workspace}/tune/small/campaign.json", {})
     with pytest.raises(ConfigError, match=r"^There is a campaign small in .* already: go on with it by --resume small"):
         run_campaign(recipe, dataset)
 

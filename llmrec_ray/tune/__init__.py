@@ -1,5 +1,19 @@
 """Campaigns: many trainings through Ray Tune, one winner, and whether it is luck."""
 
-from llmrec_ray.tune.campaign import best_overrides, tune
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmrec_ray.tune.campaign import best_overrides, tune
 
 __all__ = ["best_overrides", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names when they are asked for: every process of a trial imports this package, and few need them."""
+    if name not in __all__:
+        raise AttributeError(name)
+    from llmrec_ray.tune import campaign
+
+    return getattr(campaign, name)

@@ -50,7 +50,7 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
         ray.tune.with_resources(trainable, LEG_RESOURCES),
         tune_config=ray.tune.TuneConfig(
             metric=plan.metric, mode="max", num_samples=-1, max_concurrent_trials=concurrent,
-            search_alg=_Legs(judge, plan.metric), reuse_actors=False,
+            search_alg=_Legs(judge, plan.metric), reuse_actors=True,
             trial_name_creator=_name, trial_dirname_creator=_folder_name,
         ),
         run_config=ray.tune.RunConfig(
