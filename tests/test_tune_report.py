@@ -84,6 +84,14 @@ def test_settings_that_need_no_training_are_shown_with_what_they_were_chosen_for
     assert "fusion.cold_scale: validation holds no items that nobody had met" in text
 
 
+def test_a_search_that_changed_nothing_is_said_so(outcome):
+    kept = replace(outcome.policy, overrides=[], value=0.1121)
+    text = text_of(replace(outcome, policy=kept))
+    assert "None was better than the recipe's own, NDCG@10 0.1121 on validation." in text
+    text = text_of(replace(outcome, policy=replace(kept, table=kept.table[:1])))
+    assert "only the weights of its signals were searched, in 1.8 s: NDCG@10 0.1121 on validation." in text
+
+
 def test_long_reasons_are_folded_and_long_names_lose_their_middle():
     records = [made_record(n) for n in range(4)]
     records[1] = failed(records[1], "word " * 60)
@@ -268,7 +276,7 @@ def test_lines_of_parallel_coordinates_cross_their_places_and_the_winner_lies_ab
     drawn = re.findall(r'class="trial ([\w-]+)" points="([^"]+)"', chart)
     assert [look for look, _ in drawn] == ["failed", "level-2", "recipe", "winner"]
     assert dict(drawn)["winner"] == "24,320 782,52"
-    assert dict(drawn)["failed"] == "24,52"
+    assert dict(drawn)["failed"] == "24,52 24,52"
 
 
 def test_learning_curves_mark_how_trials_ended():
@@ -278,6 +286,8 @@ def test_learning_curves_mark_how_trials_ended():
     assert chart.count('class="end recipe"') == 1
     assert len(re.findall(r'class="end failed" d="M[\d.]+ [\d.]+L', chart)) == 1
     assert 'class="end winner"' not in chart
+    [dot] = re.findall(r'class="trial recipe" points="([^"]+)"', chart)
+    assert len({*dot.split()}) == 1 and len(dot.split()) == 2
 
 
 def test_names_of_two_lines_that_end_together_are_moved_apart():

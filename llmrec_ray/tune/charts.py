@@ -166,7 +166,7 @@ def _order(traces: Sequence[Trace]) -> list[int]:
 
 
 def _path(trace: Trace, at: Sequence[tuple[float, float]]) -> Markup:
-    points = " ".join(f"{rounded(x)},{rounded(y)}" for x, y in at)
+    points = " ".join(f"{rounded(x)},{rounded(y)}" for x, y in (at if len(at) > 1 else [*at, *at]))  # one is a dot
     return Markup('<polyline class="trial {}" points="{}"><title>{}</title></polyline>').format(
         trace.look, points, trace.label
     )
