@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmrec_ray.bundle import Bundle
     from llmrec_ray.evaluate import Comparison, Evaluation
     from llmrec_ray.forget import Forgotten
+    from llmrec_ray.policy import PolicyFound
     from llmrec_ray.recommend import Request, Response
     from llmrec_ray.release import Release
     from llmrec_ray.serve import Endpoint
@@ -40,6 +41,7 @@ __all__ = [
     "ingest_stage",
     "open_bundle",
     "open_dataset",
+    "policy_stage",
     "publish_stage",
     "ray_for",
     "recommend_stage",
@@ -128,6 +130,24 @@ def tune_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: str | 
     return campaign
 
 
+def policy_stage(
+    recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None
+) -> tuple[PolicyFound, str]:
+    """What of `tune.search` needs no training, searched on a Bundle that is there; and the file to publish it from."""
+    from llmrec_ray.policy import check_bundle, keep_policy, search_policy
+    from llmrec_ray.tune.space import split_levels
+
+    dataset, bundle = open_dataset(recipe, dataset_uri), open_bundle(recipe, bundle_uri)
+    check_bundle(recipe, dataset, bundle)
+    _, domains = split_levels(recipe)
+    found = search_policy(
+        recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance
+    )
+    uri = keep_policy(_workspace(recipe), bundle, found)
+    logger.info("To serve it: llmrec publish --policy %s", uri)
+    return found, uri
+
+
 def tuned_recipe(recipe: Recipe, campaign: Artifact) -> Recipe:
     """The recipe with the winner's settings."""
     return with_settings(recipe, campaign.manifest.metrics["settings"])
@@ -180,14 +200,16 @@ def compare_stage(a: Sequence[str], b: Sequence[str], systems: tuple[str, str]) 
 
 
 def publish_stage(
-    recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None
+    recipe: Recipe, dataset_uri: str | None = None, bundle_uri: str | None = None, index_uri: str | None = None, *,
+    policy_uri: str | None = None,
 ) -> Release:
     """Name a Dataset, a Bundle and an Index as the current Release.
 
-    Its fusion policy has the weights of the Bundle and what the recipe says now, such as fusion.cold_scale.
+    Its fusion policy is the one that `policy_stage` kept at `policy_uri`; or has the weights of the Bundle and what the
+    recipe says now, such as fusion.cold_scale.
     """
+    from llmrec_ray.policy import load_policy, policy_of
     from llmrec_ray.release import publish
-    from llmrec_ray.signals import FusionPolicy, recipe_policy
 
     workspace = _workspace(recipe)
     bundle = open_bundle(recipe, bundle_uri)
@@ -197,7 +219,7 @@ def publish_stage(
         dataset_uri=dataset_uri or workspace.latest("dataset", made_by="ingest"),
         bundle_uri=bundle.uri,
         index_uri=index_uri or _latest_index(recipe),
-        policy=FusionPolicy.model_validate(bundle.policy.model_dump() | recipe_policy(recipe, bundle.signal_names)),
+        policy=policy_of(recipe, bundle) if policy_uri is None else load_policy(policy_uri, bundle),
     )
     logger.info("release %s is current", release.id)
     return release

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,9 @@ def read_file(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
 
 
 def read_recipe(path: Path) -> Recipe:
-    return Recipe.model_validate_json(path.read_bytes())
+    """Without `tune`, which says nothing about a Bundle and was written otherwise by earlier versions."""
+    tree = json.loads(path.read_bytes())
+    return Recipe.model_validate({key: value for key, value in tree.items() if key != "tune"})
 
 
 def read_context(path: Path) -> ContextFeatures:

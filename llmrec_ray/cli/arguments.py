@@ -46,13 +46,18 @@ def build_parser() -> argparse.ArgumentParser:
     _artifact_options(train, "dataset")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
     tune = verb("tune", "Search what the recipe's tune section names, with Ray Tune.")
-    _artifact_options(tune, "dataset")
+    _artifact_options(tune, "dataset", "bundle")
     tune.add_argument("--resume", metavar="NAME", help="go on with a campaign that was stopped, or make it larger")
+    tune.add_argument(
+        "--policy-only", action="store_true",
+        help="train nothing: search what needs no training on stored scores of a bundle, in seconds",
+    )
     _artifact_options(verb("index", "A Bundle -> an Index for retrieval."), "bundle")
     _evaluate_options(verbs)
     publish = verb("publish", "Dataset + Bundle + Index -> the current Release.")
     _artifact_options(publish, "dataset", "bundle", "index")
     publish.add_argument("--rollback", action="store_true", help="point back to the Release before the current one")
+    publish.add_argument("--policy", metavar="FILE", help="a policy that `tune --policy-only` found for the bundle")
     _artifact_options(verb("serve", "Serve the current Release over HTTP until interrupted."), "release")
     recommend = verb("recommend", "Recommend in this process, without a server.")
     _artifact_options(recommend, "release")
@@ -72,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Rules between options that the parser does not know. Raises ConfigError."""
+    if arguments.verb == "tune":
+        _check_tune(arguments)
+    if arguments.verb == "publish" and arguments.rollback and arguments.policy:
+        raise ConfigError("--rollback takes the policy of the earlier Release: leave out --policy.")
     if arguments.verb != "evaluate":
         return
     given = [f"--{name}" for name in ("recipe", "config", "dataset", "bundle", "index") if getattr(arguments, name)]
@@ -82,6 +91,13 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError("There is no recipe to evaluate: name one with --recipe or --config, or give --compare A B.")
     if not arguments.compare and tuple(arguments.systems) != BOTH_MODELS:
         raise ConfigError("--systems names what --compare A B compares: give both, or neither.")
+
+
+def _check_tune(arguments: argparse.Namespace) -> None:
+    if arguments.policy_only and arguments.resume:
+        raise ConfigError("--policy-only trains nothing that could be resumed: leave out --resume.")
+    if arguments.bundle and not arguments.policy_only:
+        raise ConfigError("A campaign trains its own bundles: leave out --bundle, or search one with --policy-only.")
 
 
 def _import_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -48,7 +48,11 @@ def _train(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
 
 
 def _tune(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
-    emit(_summary(stages.tune_stage(recipe, arguments.dataset, resume=arguments.resume)))
+    if arguments.policy_only:
+        found, uri = stages.policy_stage(recipe, arguments.dataset, arguments.bundle)
+        emit({"policy": uri, **found.summary()})
+    else:
+        emit(_summary(stages.tune_stage(recipe, arguments.dataset, resume=arguments.resume)))
 
 
 def _index(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
@@ -70,7 +74,9 @@ def _publish(recipe: Recipe, arguments: argparse.Namespace, emit: Emit) -> None:
     if arguments.rollback:
         release = stages.rollback_stage(recipe)
     else:
-        release = stages.publish_stage(recipe, arguments.dataset, arguments.bundle, arguments.index)
+        release = stages.publish_stage(
+            recipe, arguments.dataset, arguments.bundle, arguments.index, policy_uri=arguments.policy
+        )
     emit(release.model_dump(mode="json"))
 
 

@@ -5,8 +5,15 @@ One owner for the whole project: training, tuning and `publish` take from here w
 
 from llmrec_ray.policy.components import Components, component_scores, validation_users
 from llmrec_ray.policy.found import KeptPolicy, PolicyFound, keep_policy, load_policy
-from llmrec_ray.policy.search import search_policy
-from llmrec_ray.policy.trained import ValidatedFusion, choose_weights, fuse_on_validation, make_policy, newcomer_weights
+from llmrec_ray.policy.search import check_bundle, search_policy
+from llmrec_ray.policy.trained import (
+    ValidatedFusion,
+    choose_weights,
+    fuse_on_validation,
+    make_policy,
+    newcomer_weights,
+    policy_of,
+)
 from llmrec_ray.policy.weights import WeightSearch, search_weights, weight_curve
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "PolicyFound",
     "ValidatedFusion",
     "WeightSearch",
+    "check_bundle",
     "choose_weights",
     "component_scores",
     "fuse_on_validation",
@@ -22,6 +30,7 @@ __all__ = [
     "load_policy",
     "make_policy",
     "newcomer_weights",
+    "policy_of",
     "search_policy",
     "search_weights",
     "validation_users",

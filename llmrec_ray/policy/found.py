@@ -45,6 +45,14 @@ class PolicyFound:
     metric: str = "ndcg@10"
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def summary(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "metric": self.metric, "value": self.value, "base": self.base, "overrides": self.overrides,
+            "weights": self.weights, "settings_tried": len(self.table), "seconds": self.seconds,
+            "left_out": {**self.left_out},
+        }
+
     def text(self) -> str:
         """A table for people: the best settings that were tried, what was chosen, and what was left out."""
         keys = list(dict.fromkeys(key for row in self.table for key in row if key not in {"value", "candidates"}))

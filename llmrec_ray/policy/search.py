@@ -20,16 +20,16 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Domain, Recipe, needs_no_training, override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.data.splits import item_fold
-from llmrec_ray.errors import ConfigError
+from llmrec_ray.errors import ArtifactMismatchError, ConfigError
 from llmrec_ray.policy.components import Components, component_scores
 from llmrec_ray.policy.found import PolicyFound
 from llmrec_ray.policy.grids import grid
 from llmrec_ray.policy.simulated import Contest, Figures, Simulation, Targets
-from llmrec_ray.policy.trained import ValidatedFusion, choose_weights
-from llmrec_ray.signals import Fusion, FusionPolicy, WeightedFusion, recipe_policy
+from llmrec_ray.policy.trained import ValidatedFusion, choose_weights, policy_of
+from llmrec_ray.signals import Fusion, FusionPolicy, WeightedFusion
 from llmrec_ray.types import Histories, IntArray
 
-__all__ = ["search_policy"]
+__all__ = ["check_bundle", "search_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,21 @@ def search_policy(
     found = search.found(time.perf_counter() - start)
     logger.info("%s", found.text())
     return found
+
+
+def check_bundle(recipe: Recipe, dataset: Dataset, bundle: Bundle) -> None:
+    """Raises ArtifactMismatchError for a Bundle that was trained on another Dataset, and ConfigError for a recipe with
+    another fusion mode, which the Bundle was not trained with."""
+    if (trained_on := bundle.artifact.manifest.parents["dataset"]) != dataset.id:
+        raise ArtifactMismatchError(
+            f"The bundle {bundle.uri} was trained on dataset {trained_on}, but {dataset.uri} is dataset {dataset.id}: "
+            "name the dataset it was trained on with --dataset, or another bundle with --bundle."
+        )
+    if recipe.fusion.mode != (mode := bundle.recipe.fusion.mode):
+        raise ConfigError(
+            f"The recipe says fusion.mode {recipe.fusion.mode}, but the bundle {bundle.uri} was trained with {mode}, "
+            f"which a policy cannot change: set fusion.mode to {mode}, or run a whole campaign."
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ class _Search:
         grids = {key: grid(domain) for key, domain in domains.items() if key not in left_out}
         components = component_scores(recipe, dataset, bundle)
         weights = choose_weights(recipe, dataset, bundle, components, bundle.calibration)
-        own = FusionPolicy.model_validate(bundle.policy.model_dump() | recipe_policy(recipe, bundle.signal_names))
+        own = policy_of(recipe, bundle)
         most = {str(name): n for name, n in own.candidates.items()}
         for key in grids:
             if key.startswith(SOURCE):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmrec_ray.bundle import Scorer
+from llmrec_ray.bundle import Bundle, Scorer
 from llmrec_ray.config import Recipe, SignalName
 from llmrec_ray.data import Dataset
 from llmrec_ray.policy.components import Components, component_scores
@@ -21,7 +21,7 @@ from llmrec_ray.policy.weights import search_weights, weight_curve
 from llmrec_ray.signals import Calibration, FusionPolicy, recipe_policy
 from llmrec_ray.types import Histories, IntArray
 
-__all__ = ["ValidatedFusion", "choose_weights", "fuse_on_validation", "make_policy", "newcomer_weights"]
+__all__ = ["ValidatedFusion", "choose_weights", "fuse_on_validation", "make_policy", "newcomer_weights", "policy_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,3 +111,8 @@ def make_policy(recipe: Recipe, scorer: Scorer, fusion: ValidatedFusion) -> Fusi
         "weights": fusion.weights, "newcomer_weights": fusion.newcomer_weights,
         **recipe_policy(recipe, scorer.signal_names),
     })
+
+
+def policy_of(recipe: Recipe, bundle: Bundle) -> FusionPolicy:
+    """What is served when nothing else is said: the weights of the Bundle, and what the recipe says now."""
+    return FusionPolicy.model_validate(bundle.policy.model_dump() | recipe_policy(recipe, bundle.signal_names))
