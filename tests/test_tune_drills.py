@@ -181,7 +181,7 @@ sys.exit(status)
 def test_a_campaign_that_loses_a_node_goes_on_with_what_is_left(campaign, whole):
     _, _, _, *command = campaign.command("tune.max_concurrent=2")
     done = subprocess.run(
-        [sys.executable, "-c", LOSE_A_NODE, str(campaign.root), "tune", *command], cwd=ROOT, text=True,
+        [sys.executable, "-c", LOSE_A_NODE, str(campaign.root), *command], cwd=ROOT, text=True,
         capture_output=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0 and "a node is gone" in done.stderr, done.stderr[-6000:]
