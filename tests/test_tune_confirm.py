@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import ray
 
 from llmrec_ray.artifact import Workspace, read_json
 from llmrec_ray.bundle import Bundle
@@ -198,6 +203,29 @@ def test_seeds_are_run_in_turn_and_texts_are_read_once_for_all_of_them(tiny_reci
     assert [*found.winner] == [*found.default] == [101, 102, 103] and not found.failed
     assert len([*(tmp_path / "work" / "vectors").iterdir()]) == 2
     assert not [*(tmp_path / "campaign").glob("confirm/*/vectors")]
+
+
+@pytest.mark.drill
+def test_an_interrupted_confirmation_gives_its_cpus_back_and_leaves_its_checkpoints(
+    recipe, dataset, board_folder, tmp_path
+):
+    long = recipe_of(board_folder, Path(recipe.workspace), train={"epochs": 5000, "patience": 5000})
+    run, done = tmp_path / "confirm" / "winner-101" / "runs" / "train", threading.Event()
+
+    def interrupt_in_mid_training() -> None:
+        while not [*run.glob("checkpoint_*")]:
+            time.sleep(0.5)
+        done.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_in_mid_training, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        confirmed(long, long, dataset, tmp_path)
+    assert done.is_set() and [*run.glob("checkpoint_*")] and not (tmp_path / "confirm" / "winner-101.json").exists()
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
 
 
 @pytest.mark.drill
