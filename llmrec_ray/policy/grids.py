@@ -16,7 +16,7 @@ STEPS = 9
 def grid(domain: Domain) -> list[Any]:
     """Every choice; of a range some values with both bounds, of whole and log-uniform numbers as many times apart."""
     if isinstance(domain, Choice):
-        return list(dict.fromkeys(domain.choice))
+        return list(domain.choice)
     if isinstance(domain, IntRange):
         low, high = domain.int
         spaced = np.geomspace(low, high, STEPS) if low > 0 else np.linspace(low, high, STEPS)
