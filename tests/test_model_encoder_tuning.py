@@ -11,8 +11,8 @@ from torch import Tensor
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.embed import lower_states
-from llmrec_ray.errors import ConfigError
-from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.errors import ConfigError, ModelSourceError
+from llmrec_ray.model.encoder import TextEncoder, load_tokens
 from llmrec_ray.model.tuned import TextStates, TunedText
 from llmrec_ray.model.tuning import (
     blocks_of,
@@ -311,3 +311,22 @@ def test_a_model_without_a_list_of_blocks_can_only_stay_frozen(tmp_path):
         "No list of 3 transformer blocks was found in AlbertModel: set encoder.tuning to frozen, or use an encoder of "
         "another family."
     )
+
+
+def test_texts_that_are_tokenized_once_give_the_same_vectors_from_shared_memory(folders):
+    config = config_of(folders["bert"], tuning="full")
+    tokens = load_tokens(folders["bert"], config).tokenized(TEXTS)
+    tokens.tokens.setflags(write=False)
+    encoder = TextEncoder.load(folders["bert"], config, for_training=True)
+    shared = TunedText(encoder, tokens, np.zeros(encoder.vector_size, np.float32))
+    assert shared.tokens.data_ptr() == tokens.tokens.ctypes.data, "not copied"
+    own = TunedText(encoder, TEXTS, np.zeros(encoder.vector_size, np.float32))
+    rows = torch.arange(len(TEXTS))
+    assert torch.equal(shared(rows), own(rows))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ModelSourceError) as caught:
+        load_tokens(tmp_path, config_of(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path} does not hold an encoder that can be loaded (")
+    assert str(caught.value).endswith("): it needs config.json, a tokenizer and safetensors weights.")

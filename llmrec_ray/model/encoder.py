@@ -27,7 +27,7 @@ from llmrec_ray.errors import ConfigError, ModelSourceError
 from llmrec_ray.model.tokens import TextTokens, token_budget_batches
 from llmrec_ray.types import FloatArray
 
-__all__ = ["TextEncoder", "attention_mask", "inference_dtype", "pool", "pooled_states"]
+__all__ = ["TextEncoder", "attention_mask", "inference_dtype", "load_tokens", "pool", "pooled_states"]
 
 # What a Hugging Face config says that decides no vector.
 BOOKKEEPING = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
@@ -156,6 +156,19 @@ def attention_mask(backbone: nn.Module, real: Tensor) -> Tensor | None:
     if config._attn_implementation != "sdpa" or windows:
         return real.long()
     return real[:, None, None, :].expand(-1, 1, real.shape[1], -1)
+
+
+def load_tokens(path: Path, config: EncoderConfig) -> TextTokens:
+    """The tokenizer of an encoder's folder, without its weights. Raises ModelSourceError."""
+    from transformers import AutoConfig, AutoTokenizer  # slow to import; scoring needs none of it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model_config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _no_encoder(path, reason) from None
+    return TextTokens(tokenizer, config, model_config)
 
 
 def _check_attention(config: EncoderConfig) -> None:

@@ -9,20 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrec_ray.config import EncoderConfig
 from llmrec_ray.errors import ModelSourceError
 from llmrec_ray.types import IntArray
 
-__all__ = ["TextTokens", "token_budget_batches"]
+__all__ = ["TextTokens", "TokenizedTexts", "token_budget_batches"]
 
 PLACE = "{text}"
 COUNTED_TEXTS = 4096
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of texts as arrays, which processes of a machine can share.
+
+    tokens: [N, L] int32, padded on the right. lengths: [N] int64, 0 for an empty text.
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: IntArray
 
 
 class TextTokens:
@@ -62,6 +75,11 @@ class TextTokens:
         tokens = torch.full((len(texts), longest), int(self.tokenizer.pad_token_id or 0))
         tokens[torch.arange(longest)[None, :] < lengths[:, None]] = torch.from_numpy(flat)
         return tokens, lengths
+
+    def tokenized(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Items' texts, to be shared."""
+        tokens, lengths = self.tokenize(texts)
+        return TokenizedTexts(tokens.int().numpy(), lengths.numpy())
 
     def count(self, texts: Sequence[str]) -> IntArray:
         """Tokens of items' texts with `item_prompt`, [N] int64, before they are cut; 0 for an empty one."""

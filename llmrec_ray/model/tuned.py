@@ -7,6 +7,7 @@ Shapes: N items, M distinct rows asked for, P rows in one micro-batch, L tokens,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from llmrec_ray.model.encoder import TextEncoder, pooled_states
 from llmrec_ray.model.states import GivenStates, TextStates
-from llmrec_ray.model.tokens import token_budget_batches
+from llmrec_ray.model.tokens import TokenizedTexts, token_budget_batches
 from llmrec_ray.model.windows import moved
 from llmrec_ray.types import FloatArray
 
@@ -29,23 +30,28 @@ class TunedText(nn.Module):
     Rows are encoded in token-budget micro-batches, longest texts first, without dropout. Below the first trained
     block autograd records nothing.
 
-    texts: one per item row, "" for none. center: [T] float32, subtracted from raw vectors. states: of these texts,
-    what the first trained block reads; without them the blocks below run in every call.
+    texts: one per item row, "" for none, or what this encoder's tokenizer made of them. center: [T] float32, subtracted
+    from raw vectors. states: of these texts, what the first trained block reads; without them the blocks below run in
+    every call.
     """
 
     center: Tensor
     tokens: Tensor
 
     def __init__(
-        self, encoder: TextEncoder, texts: Sequence[str], center: FloatArray, states: TextStates | None = None
+        self, encoder: TextEncoder, texts: Sequence[str] | TokenizedTexts, center: FloatArray,
+        states: TextStates | None = None,
     ) -> None:
         super().__init__()
         self.backbone = encoder.backbone
         self.pooling = encoder.config.pooling
         self.max_batch_tokens = encoder.config.max_batch_tokens
-        tokens, self.lengths = encoder.tokens.tokenize(texts)
+        shared = texts if isinstance(texts, TokenizedTexts) else encoder.tokens.tokenized(texts)
+        with warnings.catch_warnings():  # shared memory is read-only, and nothing writes to it
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tokens, self.lengths = torch.from_numpy(shared.tokens), torch.from_numpy(shared.lengths)
         self._given = None if states is None else GivenStates(self.backbone, states, self.lengths)
-        self.register_buffer("tokens", tokens.int(), persistent=False)
+        self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("center", torch.from_numpy(center.copy()), persistent=False)
 
     def forward(self, rows: Tensor, micro_batches: int = 0) -> Tensor:

@@ -32,11 +32,12 @@ from llmrec_ray.model import (
 )
 from llmrec_ray.model.augment import Augmentation
 from llmrec_ray.model.context import ContextFeatures
-from llmrec_ray.model.encoder import TextEncoder
+from llmrec_ray.model.encoder import TextEncoder, load_tokens
 from llmrec_ray.model.fusion import FEATURES
 from llmrec_ray.model.losses import make_loss
 from llmrec_ray.model.negatives import make_sampler
 from llmrec_ray.model.source import resolve_model
+from llmrec_ray.model.tokens import TokenizedTexts
 from llmrec_ray.model.tuning import compile_blocks, prepare_tuning
 from llmrec_ray.train.warm import initial_weights
 from llmrec_ray.types import FloatArray, Histories, IntArray
@@ -72,7 +73,8 @@ class TrainingInputs:
     histories: train events of U users, user_rows = 0..U-1. targets: [U] int64 validation item rows,
     -1 for users without one.
     text_vectors: [N, T] float32 in text space (centred, unit norm), or None when items have no texts.
-    text_center: [T] float32, and item_texts, one per item row: only needed to train encoder layers.
+    text_center: [T] float32, and item_texts, one per item row, tokenized once for all processes or to be tokenized by
+    each: only needed to train encoder layers.
     text_states: what the first trained block reads for each text, when it is kept instead of computed in every step.
     item_ids: the outside world's names of the item rows, for messages.
     initial: weights of the recommender to start from, by name, and start_id: the Bundle that they are of.
@@ -89,7 +91,7 @@ class TrainingInputs:
     n_items: int
     text_vectors: FloatArray | None = None
     text_center: FloatArray | None = None
-    item_texts: list[str] | None = None
+    item_texts: TokenizedTexts | list[str] | None = None
     text_states: TextStates | None = None
     late: LateFusion | None = None
     item_ids: Vocabulary | None = None
@@ -126,7 +128,7 @@ class TrainingInputs:
             n_items=len(dataset.items),
             text_vectors=text_vectors if _reads_text(recipe) else None,
             text_center=text_center if _tunes(recipe) else None,
-            item_texts=dataset.item_texts if _tunes(recipe) else None,
+            item_texts=_tokenized(recipe, dataset) if _tunes(recipe) else None,
             text_states=lower_states(dataset.item_texts, recipe.encoder) if _tunes(recipe) else None,
             late=late,
             item_ids=dataset.items,
@@ -231,6 +233,10 @@ def _columns(
         "user_features": fitted.encode_users(users) if config.user_columns else None,
         "item_features": fitted.encode_items(items) if config.item_columns else None,
     }
+
+
+def _tokenized(recipe: Recipe, dataset: Dataset) -> TokenizedTexts:
+    return load_tokens(resolve_model(recipe.encoder.model), recipe.encoder).tokenized(dataset.item_texts)
 
 
 def _text_source(recipe: Recipe, inputs: TrainingInputs, peers: Peers | None) -> nn.Module | None:
