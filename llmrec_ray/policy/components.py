@@ -5,7 +5,7 @@ The test split is not read here. Shapes: B users, N items, d embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,16 @@ class Components:
         return {name: _without(self.raw[name], self.cold_rows) for name in names}
 
 
-def component_scores(recipe: Recipe, dataset: Dataset, scorer: Scorer) -> Components:
-    """Every signal's scores for the validation users; each signal takes at most MAX_VALIDATION_SCORES numbers."""
+def component_scores(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, names: Collection[str] | None = None
+) -> Components:
+    """Scores of the signals `names`, all when None, for the validation users: at most MAX_VALIDATION_SCORES numbers
+    each."""
     users = validation_users(recipe, dataset)
     seen = dataset.histories("train").select(users)
     vectors, cold = scorer.user_vectors(seen), scorer.cold.rows
-    raw = {name: scorer.score_catalogue(name, seen, vectors) for name in scorer.signal_names}
+    wanted = scorer.signal_names if names is None else names
+    raw = {name: scorer.score_catalogue(name, seen, vectors) for name in scorer.signal_names if name in wanted}
     calibrations = [Calibration.fit({name: _without(scores, cold)}, seen) for name, scores in raw.items()]
     calibration = Calibration(
         means={name: mean for each in calibrations for name, mean in each.means.items()},

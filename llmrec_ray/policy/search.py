@@ -133,7 +133,7 @@ class _Search:
         where these are others."""
         left_out = _unusable(dataset, bundle, domains)
         grids = {key: grid(domain) for key, domain in domains.items() if key not in left_out}
-        components = component_scores(recipe, dataset, bundle)
+        components = component_scores(recipe, dataset, bundle, _needed(recipe, bundle))
         weights = choose_weights(recipe, dataset, bundle, components, bundle.calibration)
         own = policy_of(recipe, bundle)
         most = {str(name): n for name, n in own.candidates.items()}
@@ -336,6 +336,12 @@ def _unusable(dataset: Dataset, bundle: Bundle, domains: Mapping[str, Domain]) -
         elif key.startswith(SOURCE) and name not in bundle.signal_names:
             reasons[key] = f"the Bundle has no signal {name}"
     return reasons
+
+
+def _needed(recipe: Recipe, bundle: Bundle) -> set[str]:
+    """Signals to be scored; the network of `ncf` takes longer than all others together, and is seldom asked."""
+    weighed = {*recipe.fusion.signals, *(recipe.fusion.weights or {}), *bundle.policy.weights}
+    return {"ncf"} & weighed | {*bundle.signal_names} - {"ncf"}
 
 
 def _test_fold(dataset: Dataset) -> IntArray:
