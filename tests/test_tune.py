@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmrec_ray.artifact import Artifact, Workspace, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact, write_json_atomic
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, ConfigError, TrainingError
+from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, TrainingError
 from llmrec_ray.stages import tuned_recipe
 from llmrec_ray.tune import best_overrides, tune
 from tests.boards import board_recipe, write_board
@@ -40,13 +40,22 @@ def small(folder: Path, train: dict[str, object] | None = None, **tune_section: 
     )
 
 
+def written(recipe: Recipe, folder: Path) -> str:
+    path = folder / "small.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json")))
+    return str(path)
+
+
 def run_campaign(recipe: Recipe, dataset: Dataset, *, resume: str | None = None) -> Artifact:
     return tune(recipe, dataset, Workspace(recipe.workspace), resume=resume)
 
 
-def test_a_campaign_keeps_every_trial_and_a_recipe_with_the_winners_settings(tmp_path, dataset):
+def test_a_campaign_keeps_every_trial_and_a_recipe_with_the_winners_settings(tmp_path, dataset, capsys):
     recipe = small(tmp_path, scheduler="asha", grace_epochs=1)
-    campaign = run_campaign(recipe, dataset)
+    assert run(["tune", "--config", written(recipe, tmp_path), "--json"]) == 0
+    out = capsys.readouterr()
+    assert "report.html" in out.err and "--resume small goes on" in out.err
+    campaign = open_artifact(json.loads(out.out.splitlines()[-1])["uri"], "campaign")
     table = pl.read_parquet(campaign.path / "results.parquet")
     metrics = campaign.manifest.metrics
     assert table.group_by("trial").len().sort("trial")["trial"].to_list() == [0, 1]
@@ -74,6 +83,7 @@ def test_a_trial_that_fails_is_kept_with_its_reason_and_the_others_go_on(tmp_pat
     assert campaign.manifest.metrics["winner"] == 0 and campaign.manifest.metrics["failed"] == 1
 
 
+@pytest.mark.drill
 def test_when_every_trial_fails_the_first_reason_is_given(tmp_path, dataset):
     recipe = small(tmp_path, {"learning_rate": 1e30, "gradient_clip": 1e30}, trials=1)
     with pytest.raises(TrainingError, match=r"^All 1 trials failed; the first said: The loss was not finite at"):
@@ -113,15 +123,10 @@ def test_settings_that_need_no_training_are_searched_on_the_winners_scores(tmp_p
     assert "retrieval.candidates.neural" in names
 
 
-def test_the_command_line_runs_a_campaign_and_says_where_its_report_is(tmp_path, dataset, capsys, caplog):
-    recipe = small(tmp_path, trials=1)
-    config = tmp_path / "small.yaml"
-    config.write_text(json.dumps(recipe.model_dump(mode="json")))
-    assert run(["tune", "--config", str(config), "--json"]) == 0
-    out = capsys.readouterr()
-    assert json.loads(out.out.splitlines()[-1])["metrics"]["trials"] == 1
-    assert "report.html" in out.err and "--resume small goes on" in out.err
-    assert run(["tune", "--config", str(config)]) == 2
+def test_a_name_that_is_taken_is_refused_on_the_command_line(tmp_path, dataset, capsys):
+    recipe = small(tmp_path)
+    write_json_atomic(f"{recipe.workspace}/tune/small/campaign.json", {})
+    assert run(["tune", "--config", written(recipe, tmp_path)]) == 2
     assert (
         f"There is a campaign small in {recipe.workspace}/tune already: go on with it by --resume small, or choose "
         "another tune.name."
@@ -145,13 +150,6 @@ def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
         "it was started with, or start another campaign.$"
     )):
         run_campaign(small(tmp_path, {"batch_size": 8}, trials=1, metric="hr@10"), dataset, resume="small")
-
-
-def test_a_name_is_used_once(tmp_path, dataset):
-    recipe = small(tmp_path, trials=1)
-    write_json_atomic(f"{recipe.workspace}/tune/small/campaign.json", {})
-    with pytest.raises(ConfigError, match=r"^There is a campaign small in .* already: go on with it by --resume small"):
-        run_campaign(recipe, dataset)
 
 
 def test_a_cluster_without_room_for_a_trial_is_named_before_anything_is_written(tmp_path, dataset):

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from llmrec_ray.artifact import read_json
 from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import ClusterError, DiskFullError, LlmrecError, OutOfMemoryError
-from llmrec_ray.train import run_training, smaller
+from llmrec_ray.train import open_start, run_training, smaller, with_encoder_of
 from llmrec_ray.tune.records import TrialRecord
 
 __all__ = ["run_folder", "run_leg", "trial_recipe"]
@@ -94,7 +94,7 @@ class _Leg:
         folder = run_folder(self.root, self.record, self.record.until)
         part = self.record.parts[-1] if self.record.parts else None
         run_training(
-            recipe, ray.get(inputs_ref), folder, data_id=self.data_id, resume=_has_begun(folder),
+            with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id, resume=_has_begun(folder),
             inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
             callbacks=[_ToJudge(self.judge, self.record.number), _ToTune()],
             start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
