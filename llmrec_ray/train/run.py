@@ -202,8 +202,8 @@ def _interruptible() -> Iterator[None]:
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """With a failure policy of its own, and without the watcher for dead controllers where no dashboard runs, since it
-    would only complain."""
+    """With a failure policy of its own, and without processes that have nothing to do: the manager of Ray Datasets, of
+    which there are none, and where no dashboard runs the watcher for dead controllers, which would only complain."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
         policy = RestartUnlessExplained(self.run_config.failure_config)
@@ -211,8 +211,8 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        unheard = set() if _has_dashboard() else {"PlacementGroupCleanerCallback"}
-        return [callback for callback in callbacks if type(callback).__name__ not in unheard]
+        idle = {"DatasetsCallback"} | (set() if _has_dashboard() else {"PlacementGroupCleanerCallback"})
+        return [callback for callback in callbacks if type(callback).__name__ not in idle]
 
 
 def _has_dashboard() -> bool:
