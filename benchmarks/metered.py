@@ -21,6 +21,7 @@ __all__ = ["Metered", "metered"]
 SAMPLE_S = 0.2
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 LAST_WORDS = 3000
+LONGEST_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def metered(command: Sequence[str], *, environment: Mapping[str, str] | None = N
         meter = _Meter(process.pid)
         meter.start()
         try:
-            code = process.wait()
+            code = process.wait(LONGEST_S)  # without an end Ctrl-C would not wake it: Polars' handler restarts the call
             wall_s = time.perf_counter() - start
         finally:
             meter.stop()
