@@ -17,7 +17,7 @@ import ray
 
 from llmrec_ray.artifact import Workspace, read_json
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Recipe, validate_recipe
+from llmrec_ray.config import Recipe, override_recipe, validate_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.evaluate import Evaluation, validation_value
 from llmrec_ray.train import train_bundle
@@ -195,9 +195,10 @@ def test_what_needs_no_training_is_not_trained_for(recipe, dataset, tmp_path, bo
 
 @pytest.mark.drill
 def test_seeds_are_run_in_turn_and_texts_are_read_once_for_all_of_them(tiny_recipe, board_folder, tmp_path):
-    recipe = Recipe.model_validate(tiny_recipe.model_dump(mode="json") | {"workspace": str(tmp_path / "work")})
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 1, "sharding": "none"})})
-    best = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"max_tokens": 8})})
+    recipe = override_recipe(
+        tiny_recipe, [f"workspace={tmp_path}/work", "train.epochs=1", "train.sharding=none", "train.num_workers=1"]
+    )
+    best = override_recipe(recipe, ["encoder.max_tokens=8"])
     dataset = Dataset.open(ingest(recipe, board_folder, Workspace(recipe.workspace), use_ray=False).uri)
     found = confirmed(recipe, best, dataset, tmp_path / "campaign", seeds=(101, 102, 103), score_test=False)
     assert [*found.winner] == [*found.default] == [101, 102, 103] and not found.failed
