@@ -354,6 +354,18 @@ def test_settings_that_foretell_nothing_are_called_so():
     assert found.note.startswith("Take these with care: from the settings alone, values of trials left out")
 
 
+@pytest.mark.parametrize("domain", [
+    LogUniform(loguniform=(1.0, 5.0)), Uniform(uniform=(1.0, 5.0)), IntRange(int=(1, 5)), Choice(choice=(None, 2.0)),
+])
+def test_a_number_that_trials_left_empty_says_nothing_and_does_not_lose_the_page(domain):
+    recipe = searched_recipe()
+    space = {**SPACE, "train.positive_value": domain}
+    records = [made_record(n, train__positive_value=None if n % 2 else 2.0) for n in range(20)]
+    found = parameter_importance(records, space, METRIC)
+    assert found.shares["train.positive_value"] < 0.1 < found.shares["train.learning_rate"]
+    assert "train.positive_value" in text_of(made_outcome(records, recipe, space=space))
+
+
 def test_recipes_own_values_outside_of_the_space_count():
     records = [made_record(n) for n in range(20)]
     records[0].settings |= {"train.learning_rate": 0.0, "train.loss": "focal", "model.embedding_size": 500}

@@ -85,7 +85,7 @@ def parameter_importance(
 ) -> Importance:
     """Shares of the settings of `space`, the same for the same records and seed."""
     scored = [record for record in records if record.status != "failed" and values_of(record, metric)]
-    columns = {key: [_positive(domain, record.settings.get(key)) for record in scored] for key, domain in space.items()}
+    columns = {key: [_placed(domain, record.settings.get(key)) for record in scored] for key, domain in space.items()}
     varied = {key: column for key, column in columns.items() if len({_text(value) for value in column}) > 1}
     fewest = max(FEWEST_TRIALS, PER_SETTING * len(varied))
     if len(scored) < fewest:
@@ -101,9 +101,15 @@ def parameter_importance(
     return Importance(_shares(forest, settings), _trust(fit, len(scored)), epoch, len(scored), fit)
 
 
-def _positive(domain: Domain, value: Any) -> Any:
-    """A recipe's own 0 counts as the lower end of orders of magnitude."""
-    return max(value, domain.loguniform[0]) if isinstance(domain, LogUniform) and value <= 0 else value
+def _placed(domain: Domain, value: Any) -> Any:
+    """A recipe's own 0 counts as the lower end of orders of magnitude, a number that a trial left empty, as one without
+    effect beside its other settings, as the middle of its range."""
+    if isinstance(domain, LogUniform):
+        low, high = domain.loguniform
+        return math.sqrt(low * high) if value is None else max(value, low) if value <= 0 else value
+    if value is None and not isinstance(domain, Choice):
+        return sum(_ends(domain)[0]) / 2
+    return value
 
 
 def _common_epoch(records: Sequence[TrialRecord]) -> int:
