@@ -50,3 +50,11 @@ def test_nothing_is_written_to_a_bucket():
     board = Board("s3://bucket/campaign", METRIC)
     board.epoch(0, made_record(0).epochs[0])
     board.close([made_record(0)])
+
+
+def test_a_file_that_cannot_be_written_is_named_and_ends_nothing(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("in the way")
+    board = Board(str(tmp_path), METRIC)
+    board.epoch(0, made_record(0).epochs[0])
+    board.close([made_record(0)])
+    assert [line.split(": ")[0] for line in caplog.messages] == ["TensorBoard will not show all trials"] * 2

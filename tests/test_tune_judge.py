@@ -24,6 +24,10 @@ def report(judge: Judge, number: int, epoch: int, value: float) -> None:
     judge.report(number, {"epoch": epoch, METRIC: value, "loss": 1.0 / epoch, "epoch_s": 0.5}, f"checkpoint_{epoch}")
 
 
+def full(*_: object) -> None:
+    raise DiskFullError("The disk is full.")
+
+
 def test_the_first_trial_is_the_recipe_and_the_next_is_drawn(tmp_path):
     judge, plan = judge_of(tmp_path)
     first, second = judge.next_assignment(), judge.next_assignment()
@@ -88,15 +92,19 @@ def test_no_trial_starts_when_the_time_is_up_that_of_earlier_parts_included(tmp_
 def test_a_disk_that_fills_up_ends_the_campaign_with_the_reason(tmp_path, monkeypatch):
     judge, _ = judge_of(tmp_path)
     judge.next_assignment()
-
-    def full(*_: object) -> None:
-        raise DiskFullError("The disk is full.")
-
     monkeypatch.setattr(judges, "write_json_atomic", full)
     report(judge, 0, 1, 0.1)
     judge.end_leg(0)
     assert judge.is_over()
     with pytest.raises(DiskFullError, match=r"The disk is full\."):
+        judge.close()
+
+
+def test_a_leg_that_cannot_be_written_down_is_handed_to_nobody(tmp_path, monkeypatch):
+    judge, _ = judge_of(tmp_path)
+    monkeypatch.setattr(Records, "save", full)
+    assert judge.next_assignment() is None and judge.is_over()
+    with pytest.raises(DiskFullError):
         judge.close()
 
 

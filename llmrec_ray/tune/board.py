@@ -1,14 +1,16 @@
 """Epochs of trials -> TensorBoard runs below `<campaign>/tensorboard`, one per trial, with its hyperparameters.
 
 A resumed trial goes on in its run. TensorBoard reads folders and buckets; it is only written where it can be appended
-to, on a disk.
+to, on a disk. What cannot be written is only not shown.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,11 @@ from tensorboardX.summary import hparams
 from llmrec_ray.tune.records import TrialRecord, values_of
 
 __all__ = ["Board"]
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 1000
+"""Events of one file; more than there are, since nobody takes them from the queue once the disk is full."""
 
 
 class Board:
@@ -31,7 +38,7 @@ class Board:
         if self._root is None:
             return
         epoch = int(metrics["epoch"])
-        with self._writer(number, f".epoch-{epoch:05d}") as writer:
+        with _only_shown(), self._writer(number, f".epoch-{epoch:05d}") as writer:
             for name, value in metrics.items():
                 if isinstance(value, numbers.Real) and math.isfinite(value) and name != "epoch":
                     writer.add_scalar(name, float(value), epoch)
@@ -46,7 +53,7 @@ class Board:
             tag = f"best/{self._metric}".replace("@", "_")  # as tags of scalars are written
             values = values_of(record, self._metric)
             best = {tag: max(values)} if values else {}
-            with self._writer(record.number, ".settings") as writer:
+            with _only_shown(), self._writer(record.number, ".settings") as writer:
                 for summary in hparams(shown, best):
                     writer.file_writer.add_summary(summary)
                 for name, value in best.items():
@@ -54,8 +61,17 @@ class Board:
 
     def _writer(self, number: int, suffix: str) -> SummaryWriter:
         """Files are named by the second, and one of the same name would be written over: suffixes tell them apart."""
-        return SummaryWriter(str(self._run(number)), filename_suffix=suffix)
+        return SummaryWriter(str(self._run(number)), max_queue=MOST_WAITING, filename_suffix=suffix)
 
     def _run(self, number: int) -> Path:
         assert self._root is not None, "a TensorBoard run in a bucket. This is a bug."
         return self._root / f"trial-{number:05d}"
+
+
+@contextlib.contextmanager
+def _only_shown() -> Iterator[None]:
+    """Within it a file that cannot be written is named in the log."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("TensorBoard will not show all trials: %s", error)

@@ -71,7 +71,9 @@ class Judge:
             self._problem = error
             return None
         self._active[leg.number] = _Watch(before=record.seconds)
-        self._keep(record)
+        if not self._keep(record):
+            del self._active[leg.number]
+            return None
         return Assignment(leg.number, leg.until, record.settings_at(leg.until))
 
     def is_over(self) -> bool:
@@ -92,8 +94,8 @@ class Judge:
         entry = metrics | {"checkpoint": checkpoint}
         record.epochs = [*(old for old in record.epochs if old["epoch"] < entry["epoch"]), entry]
         record.training_s = round(sum(float(epoch.get("epoch_s", 0.0)) for epoch in record.epochs), 3)
-        self._board.epoch(number, entry)
-        self._keep(record)
+        if self._keep(record):
+            self._board.epoch(number, entry)
 
     def retry(self, number: int, reason: str) -> None:
         """A trial is trained on in smaller pieces."""
@@ -170,8 +172,8 @@ class Judge:
         self._keep(record)
         self._active.pop(record.number, None)
 
-    def _keep(self, record: TrialRecord) -> None:
-        """Write a record down. What keeps it from being written ends the campaign, see `close`."""
+    def _keep(self, record: TrialRecord) -> bool:
+        """Write a record down; whether it could be. What keeps it from being written ends the campaign, see `close`."""
         if (watch := self._active.get(record.number)) is not None:
             record.seconds = watch.seconds
         self._trials[record.number] = record
@@ -180,7 +182,9 @@ class Judge:
             write_json_atomic(self._clock, {"seconds": self._watch.seconds})
         except LlmrecError as error:
             self._problem = error
+            return False
         self._gauges.show(self.records(), self._plan.metric)
+        return True
 
 
 class _Gauges:
