@@ -103,7 +103,7 @@ def full_outcome(trials: int = 16) -> Outcome:
     )
     confirmation = Confirmation(
         winner={101: 0.1118, 102: 0.1131, 103: 0.1109}, default={101: 0.1071, 102: 0.1092, 103: 0.1078},
-        test=0.1043, test_uri="runs/movielens-100k/evaluations/evaluation-0011223344556677",
+        test=0.1043, test_seed=101, test_uri="runs/movielens-100k/evaluations/evaluation-0011223344556677",
     )
     outcome = made_outcome(records, recipe, policy=policy, confirmation=confirmation)
     overrides = [*outcome.overrides, *policy.overrides]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_the_first_winner_is_scored_on_test_once_and_the_log_says_so(recipe, roo
     assert [(line["split"], line["seed"], line["bundle"]) for line in lines] == [
         ("test", SEEDS[0], bundle_of(root, "winner-101").id)
     ]
-    assert confirmation.looks == 1
+    assert confirmation.looks == 1 and confirmation.test_seed == SEEDS[0]
     evaluation = Evaluation.model_validate_json((Path(confirmation.test_uri) / "evaluation.json").read_bytes())
     assert confirmation.test == evaluation.model[METRIC] and evaluation.seed == SEEDS[0]
 
@@ -136,6 +137,29 @@ def test_a_campaign_that_is_resumed_or_shown_again_runs_nothing_and_does_not_loo
     monkeypatch.setattr(look, "evaluate", never)
     assert confirmed(recipe, best, dataset, root) == confirmation
     assert times() == before and len(log_of(recipe)) == 1
+
+
+def test_on_other_machines_or_with_other_seeds_a_campaign_has_the_same_winner_which_does_not_look_again(
+    recipe, best, dataset, root, confirmation, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(look, "evaluate", never)
+    copied = shutil.copytree(root, tmp_path / "campaign")
+    on_others, best_on_others = (
+        each.model_copy(update={"train": each.train.model_copy(update={"max_failures": 3, "min_workers": 1})})
+        for each in (recipe, best)
+    )
+    there = Path(confirmation.test_uri).relative_to(root)
+    assert confirmed(on_others, best_on_others, dataset, copied) == replace(
+        confirmation, test_uri=str(copied / there)
+    )
+    for record in ("winner-101.json", "recipe-101.json"):
+        run = FreshRun.model_validate(read_json(f"{copied}/confirm/{record}")).model_copy(update={"seed": 7})
+        (copied / "confirm" / record.replace("101", "7")).write_text(run.model_dump_json(), encoding="utf-8")
+    for arm in ("winner", "recipe"):
+        shutil.copytree(copied / "confirm" / f"{arm}-101" / "bundles", copied / "confirm" / f"{arm}-7" / "bundles")
+    later = confirmed(recipe, best, dataset, copied, seeds=(7,))
+    assert (later.test, later.test_seed) == (confirmation.test, SEEDS[0]) and [*later.winner] == [7]
+    assert later.test_uri == str(copied / there)
 
 
 def test_a_process_that_was_killed_between_the_look_and_its_log_leaves_one_line_in_the_end(

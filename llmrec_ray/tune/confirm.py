@@ -3,7 +3,7 @@
 Below `<root>/confirm` each run has a workspace and, once it is finished, a JSON record. So whoever is killed, what was
 finished is not run again, and a training that had begun goes on.
 
-    winner-101/, winner-101.json, recipe-101/, …    one training each; its checkpoints go when it is finished
+    winner-101/, winner-101.json, recipe-101/, …    one training each; checkpoints go when all are finished
     test.json                                       which winner looked at the test split, see `look`
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import ray
 import ray.exceptions
@@ -42,16 +42,18 @@ __all__ = ["FreshRun", "confirm"]
 logger = logging.getLogger(__name__)
 
 Arm: TypeAlias = Literal["winner", "recipe"]
-WITHOUT_EFFECT = {"name", "workspace", "num_cpus", "index", "tune", "serve"}
-"""Parts of a recipe that change no value."""
-HASH_LENGTH = 16
+WITHOUT_EFFECT: dict[str, Any] = {
+    **dict.fromkeys(("name", "workspace", "seed", "num_cpus", "index", "tune", "serve"), True),
+    "train": {"num_workers", "min_workers", "use_gpu", "max_failures"}, "encoder": {"num_actors"},
+}
+"""Parts of a recipe that make no other winner: names, the seed, and on how many machines it is trained."""
 HASH_LENGTH = 16
 
 
 class FreshRun(BaseModel):
     """One training with a fresh seed: its validation value and Bundle, or the reason why there is none.
 
-    identity: hash of the recipe, the seed apart, the Dataset and the metric. bundle: id of the Bundle.
+    identity: hash of the recipe without WITHOUT_EFFECT, the Dataset and the metric. bundle: id of the Bundle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,7 +133,7 @@ def _plan(
 
 
 def _identity(recipe: Recipe, dataset: Dataset, metric: str) -> str:
-    tree = recipe.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "seed"})
+    tree = recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     return hashlib.sha256(json.dumps([tree, dataset.id, metric], sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
 
 
@@ -286,4 +288,4 @@ def _with_test(
         look = look_at_test(job.recipe, dataset, bundle, own, job.metric, winner=job.identity, log=workspace)
     except LlmrecError as error:
         return replace(confirmation, failed=confirmation.failed | {"test": str(error)})
-    return replace(confirmation, test=look.value, test_uri=look.uri, looks=look.looks)
+    return replace(confirmation, test=look.value, test_seed=look.seed, test_uri=look.uri, looks=look.looks)

@@ -20,12 +20,18 @@ from llmrec_ray.recommend import Pipeline
 
 __all__ = ["Look", "look_at_test"]
 
+STATE = "test.json"
+LEVELS = 3
+"""Of `winner-101/evaluations/evaluation-0011223344556677`."""
+
 
 @dataclass(frozen=True)
 class Look:
-    """value: the metric on test. uri: the Evaluation. looks: how often this split was scored from the workspace."""
+    """value: the metric on test. seed: of the model that has it. uri: the Evaluation. looks: how often this split was
+    scored from the workspace."""
 
     value: float
+    seed: int
     uri: str
     looks: int
 
@@ -36,24 +42,25 @@ def look_at_test(
     """Score the test split with a Bundle of the winner, or say again what was seen when that has been done.
 
     recipe: the winner's. workspace: of the Bundle, among those of the campaign's fresh runs; receives Index and
-    Evaluation. winner: hash of what it is. log: workspace that logs the look. All items are candidates. Raises what
-    `evaluate` raises, and ArtifactError when another winner of the campaign has looked before, since a second look
-    would make test a part of the search.
+    Evaluation. winner: hash of what it is, the seed apart; what it had with another seed is said again too. log:
+    workspace that logs the look. All items are candidates. Raises what `evaluate` raises, and ArtifactError when
+    another winner of the campaign has looked before, since a second look would make test a part of the search.
     """
-    state = f"{workspace.uri.rpartition('/')[0]}/test.json"
-    uri = _seen(state, winner, workspace) or _of_bundle(workspace, bundle)
+    runs = workspace.uri.rpartition("/")[0]
+    uri = _seen(runs, winner) or _of_bundle(workspace, bundle)
     evaluation = _opened(uri)[1] if uri else _evaluate(recipe, dataset, bundle, metric, workspace, log)
-    write_json_atomic(state, {"winner": winner, "evaluation": evaluation.uri.rpartition("/")[2]})
-    return Look(evaluation.model[metric], evaluation.uri, _logged(log, evaluation.uri))
+    within = "/".join(evaluation.uri.split("/")[-LEVELS:])  # so that a campaign may be moved
+    write_json_atomic(f"{runs}/{STATE}", {"winner": winner, "evaluation": within})
+    return Look(evaluation.model[metric], evaluation.seed, evaluation.uri, _logged(log, evaluation.uri))
 
 
-def _seen(state: str, winner: str, workspace: Workspace) -> str | None:
+def _seen(runs: str, winner: str) -> str | None:
     """URI of the Evaluation that this winner has."""
     try:
-        seen = read_json(state)
+        seen = read_json(f"{runs}/{STATE}")
     except FileNotFoundError:
         return None
-    uri = f"{workspace.root('evaluation')}/{seen['evaluation']}"
+    uri = f"{runs}/{seen['evaluation']}"
     if seen["winner"] != winner:
         raise ArtifactError(
             f"An earlier winner of this campaign was scored on test already ({uri}), and a second look would make the "

@@ -86,8 +86,8 @@ def paired(confirmation: Confirmation) -> Paired:
 class Gap:
     """The winner's figure at each step away from what it was chosen by.
 
-    search: its value in the search. fresh: mean on validation over fresh seeds. validation, test: of the first fresh
-    seed, which alone looked at test. None where there is no such figure.
+    search: its value in the search. fresh: mean on validation over fresh seeds. validation, test: of the one model that
+    looked at test. None where there is no such figure.
     """
 
     search: float
@@ -115,7 +115,7 @@ class Gap:
             )
         if self.generalisation is not None:
             said.append(
-                f"The model of the first fresh seed has {self.validation:.4f} on validation and {self.test:.4f} on "
+                f"The one model that was scored on test has {self.validation:.4f} on validation and {self.test:.4f} on "
                 f"test ({_signed(-self.generalisation)}): what was fitted to validation, and how test differs."
             )
         return " ".join(said)
@@ -124,8 +124,8 @@ class Gap:
 def gap(search: float, confirmation: Confirmation) -> Gap:
     """search: the winner's value that it was chosen by, best measured as `confirmation` was."""
     values = [value for value in confirmation.winner.values() if math.isfinite(value)]
-    first = next(iter(confirmation.winner.values()), None)
-    return Gap(search, float(np.mean(values)) if values else None, first, confirmation.test)
+    scored = None if confirmation.test_seed is None else confirmation.winner.get(confirmation.test_seed)
+    return Gap(search, float(np.mean(values)) if values else None, scored, confirmation.test)
 
 
 def _signed(difference: float) -> str:
