@@ -190,6 +190,27 @@ def test_the_best_of_the_fitted_modes_is_taken_and_the_others_are_said(tiny_reci
     assert found.value == by_mode["late"]
 
 
+@pytest.mark.parametrize("mode", ["cascade", "feature"])
+def test_a_mode_that_is_not_searched_is_that_of_all_that_is_compared(tiny_recipe, dataset, bundle, monkeypatch, mode):
+    """The Bundle of a trial always has late fusion."""
+    recipe = override_recipe(tiny_recipe, [f"fusion.mode={mode}"])
+    modes = {
+        "cascade": CascadeFusion(bundle.calibration, "popularity", 20, "neural"),
+        "feature": WeightedFusion(bundle.calibration, {"neural": 1.0}),
+    }
+    found = search_policy(
+        recipe, dataset, bundle, {"retrieval.candidates.neural": Choice(choice=(10, 20))}, modes={mode: modes[mode]}
+    )
+    late = search_policy(tiny_recipe, dataset, bundle, {})
+    policy = policy_of(recipe, bundle)
+    if mode == "feature":
+        policy = changed(policy, {"weights": {"neural": 1.0}, "newcomer_weights": {}})
+    monkeypatch.setattr(bundle, "fusion", modes[mode])
+    assert found.base == pytest.approx(gains_of("ndcg@10", served(dataset, bundle, policy)).mean(), abs=1e-9)
+    assert found.value == pytest.approx(gains_of("ndcg@10", served(dataset, bundle, found.policy)).mean(), abs=1e-9)
+    assert found.base != late.base
+
+
 def test_what_cannot_be_judged_is_left_as_it_is_with_the_reason(tiny_recipe, dataset, bundle):
     domains = {"fusion.mode": Choice(choice=("late",)), "fusion.cold_scale": Uniform(uniform=(0.0, 1.0))}
     found = search_policy(tiny_recipe, dataset, bundle, domains)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Domain, Recipe, needs_no_training, override_recipe
+from llmrec_ray.config import Domain, Recipe, as_override, needs_no_training, override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.data.splits import item_fold
 from llmrec_ray.errors import ArtifactMismatchError, ConfigError
@@ -38,7 +38,6 @@ SOURCE = "retrieval.candidates."
 COLD_COUNT = f"{SOURCE}cold"
 FIELDS = {MERGE: "merge", MOST: "max_candidates", SCALE: "cold_scale"}
 CHEAPEST_FIRST = ("feature", "late", "cascade", "gated", "learned")
-QUOTE = '"'
 
 
 def search_policy(
@@ -55,13 +54,15 @@ def search_policy(
 
     metric: `ndcg@k`, `hr@k` or `mrr@k` of the served pipeline, for requests for k items. tolerance: the share of the
     best value that cheaper settings may cost: fewer candidates, and for items without a train event, which cost the
-    others accuracy, a larger scale. modes: fitted fusions by name; without them the Bundle's own is kept.
+    others accuracy, a larger scale; it may be spent at each of these steps. modes: fitted fusions by name, the recipe's
+    own among them; without them the Bundle's is kept.
     Raises ConfigError for a key that needs training.
     """
     start = time.perf_counter()
     if wrong := [key for key in domains if not needs_no_training(key)]:
         raise ConfigError(f"{', '.join(wrong)} cannot be searched without training: run a whole campaign.")
     search = _Search.of(recipe, dataset, bundle, domains, metric, tolerance)
+    search.begin(modes)
     search.choose_mode(modes)
     search.choose_counts()
     search.choose_merge()
@@ -129,8 +130,7 @@ class _Search:
         cls, recipe: Recipe, dataset: Dataset, bundle: Bundle, domains: Mapping[str, Domain], metric: str,
         tolerance: float,
     ) -> Self:
-        """Scores everything once; the first row tried is the recipe's own, the second has the weights that were found
-        where these are others."""
+        """Scores everything once."""
         left_out = _unusable(dataset, bundle, domains)
         grids = {key: grid(domain) for key, domain in domains.items() if key not in left_out}
         components = component_scores(recipe, dataset, bundle, _needed(recipe, bundle))
@@ -144,11 +144,19 @@ class _Search:
         simulation = Simulation.of(bundle, components, own, most, int(metric.partition("@")[2]), _test_fold(dataset))
         known, unseen = _targets(dataset, components, simulation)
         contest = Contest(simulation, own, None, known, metric)
-        search = cls(recipe, bundle, grids, left_out, tolerance, weights, simulation, known, unseen, contest, own)
-        search._try({})
-        if bundle.fusion is None and (weights.weights, weights.newcomer_weights) != (own.weights, own.newcomer_weights):
-            search._take_weights(own)
-        return search
+        return cls(recipe, bundle, grids, left_out, tolerance, weights, simulation, known, unseen, contest, own)
+
+    def begin(self, modes: Mapping[str, Fusion] | None) -> None:
+        """The first row tried is the recipe's own, in its mode even where the Bundle is that of a trial, which has late
+        fusion; the second has the weights that were found where these are others."""
+        own, weights, mode = self.policy, self.weights, self.recipe.fusion.mode
+        if mode != "late" and mode in (modes or {}):
+            self.contest = self._with_mode(mode, modes or {})
+            self.policy = self.contest.policy
+        self._try({})
+        fuses_late = self.contest.fusion is None and self.bundle.fusion is None
+        if fuses_late and (weights.weights, weights.newcomer_weights) != (own.weights, own.newcomer_weights):
+            self._take_weights(own)
 
     def choose_mode(self, modes: Mapping[str, Fusion] | None) -> None:
         """Among those that were fitted; of those within the tolerance the recipe's own, else the cheapest to serve."""
@@ -219,7 +227,7 @@ class _Search:
         """What was chosen, without settings that are the recipe's own."""
         changed = {key: value for key, value in self.setting.items() if value != self._own(key)}
         return PolicyFound(
-            overrides=[f"{key}={json.dumps(value).strip(QUOTE)}" for key, value in changed.items()],
+            overrides=[as_override(key, value) for key, value in changed.items()],
             value=self._figures(self.policy).value, base=self.tried[0].value,
             table=[tried.row() for tried in self.tried], curve=self.weights.curve,
             weights={str(name): weight for name, weight in self.weights.weights.items()}, seconds=seconds,

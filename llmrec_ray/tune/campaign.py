@@ -217,7 +217,8 @@ def _policy(
     ).uri)
     _, domains = split_levels(recipe)
     wanted = domains.get("fusion.mode")
-    modes = fit_modes(recipe, dataset, bundle, wanted.choice if isinstance(wanted, Choice) else [recipe.fusion.mode])
+    named = dict.fromkeys((recipe.fusion.mode, *(wanted.choice if isinstance(wanted, Choice) else ())))
+    modes = fit_modes(recipe, dataset, bundle, [*named])
     return search_policy(
         recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
         modes={mode: fitted.fusion for mode, fitted in modes.items()},
