@@ -87,7 +87,7 @@ def test_settings_that_need_no_training_are_shown_with_what_they_were_chosen_for
 def test_a_search_that_changed_nothing_is_said_so(outcome):
     kept = replace(outcome.policy, overrides=[], value=0.1121)
     text = text_of(replace(outcome, policy=kept))
-    assert "None was better than the recipe's own, NDCG@10 0.1121 on validation." in text
+    assert "The recipe's own stay, NDCG@10 0.1121 on validation: none was better by more than the tolerance" in text
     text = text_of(replace(outcome, policy=replace(kept, table=kept.table[:1])))
     assert "only the weights of its signals were searched, in 1.8 s: NDCG@10 0.1121 on validation." in text
 
@@ -206,6 +206,13 @@ def test_a_campaign_that_searched_nothing_by_training_makes_a_page():
     text = text_of(outcome)
     assert "Setting by setting" not in text
     assert "fusion.modelearnedlate" in text
+
+
+def test_that_every_training_on_fresh_seeds_failed_is_not_called_a_lack_of_seeds(outcome):
+    found = Confirmation({}, {}, failed={"winner-101": "It broke.", "recipe-101": "It broke too."})
+    text = text_of(replace(outcome, confirmation=found))
+    assert "Every training on fresh seeds failed" in text and "llmrec tune --resume spring tries again." in text
+    assert "tune.fresh_seeds" not in text and "It broke too." in text
 
 
 @pytest.mark.parametrize(("found", "verdict"), [

@@ -108,6 +108,18 @@ def test_a_campaign_is_written_as_a_table_a_page_a_recipe_and_figures(tmp_path):
     assert figures["confirmation"]["winner"]["101"] == 0.1118
 
 
+def test_settings_of_a_winner_that_took_over_others_are_those_of_its_best_epoch():
+    record = made_record(0, epochs=4)
+    first = record.settings
+    record.parts.append(Part(
+        after_epoch=2, taken_from=1, checkpoint="x", settings=first | {"model.dropout": 0.4321}, reason="behind",
+    ))
+    for best, dropout in ((2, first["model.dropout"]), (3, 0.4321)):
+        record.epochs[best - 1][METRIC] = 1.0 + best
+        winner = outcome_figures(made_outcome([record]))["winner"]
+        assert (winner["epoch"], winner["settings"]["model.dropout"]) == (best, dropout)
+
+
 def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
     outcome = made_outcome([made_record(0, epochs=2)])
     head = best_yaml(outcome).partition("\n\n")[0].splitlines()

@@ -178,7 +178,7 @@ class TuneConfig(Section):
     """Trials at once, each with train.num_workers workers; empty takes as many as the cluster has room for."""
     policy_tolerance: Fraction = 0.002
     """Settings that need no retraining may cost so much of the best value for being cheaper, such as fewer
-    candidates."""
+    candidates; at each step: mode, numbers of candidates, merging, new items."""
     fresh_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (101, 102, 103)
     """Winner and recipe are trained again with these seeds, which the search has not seen; empty skips that."""
     score_test: bool = True

@@ -19,7 +19,7 @@ from llmrec_ray.config import Recipe, validate_recipe
 from llmrec_ray.errors import ConfigError
 from llmrec_ray.tune.outcome import Outcome
 from llmrec_ray.tune.page import changed_settings, render_page
-from llmrec_ray.tune.records import values_of
+from llmrec_ray.tune.records import best_epoch, values_of
 from llmrec_ray.tune.table import results_table
 from llmrec_ray.tune.written import recipe_yaml
 
@@ -58,13 +58,14 @@ def best_yaml(outcome: Outcome) -> str:
 def outcome_figures(outcome: Outcome) -> dict[str, Any]:
     """What a program would ask: how many trials ended how, the winner, and what was found and confirmed after it."""
     statuses = [record.status for record in outcome.records]
+    epoch = best_epoch(outcome.winner, outcome.metric)
     return {
         "name": outcome.name, "dataset": outcome.dataset, "metric": outcome.metric, "label": outcome.label,
         "trials": len(statuses), "statuses": {status: statuses.count(status) for status in sorted({*statuses})},
         "epochs": sum(len(record.epochs) for record in outcome.records), "seconds": outcome.seconds,
         "winner": {
-            "trial": outcome.winner.number, "settings": outcome.winner.settings,
-            "value": max(values_of(outcome.winner, outcome.metric)),
+            "trial": outcome.winner.number, "epoch": epoch,
+            "settings": outcome.winner.settings_at(epoch), "value": max(values_of(outcome.winner, outcome.metric)),
         },
         "overrides": outcome.overrides,
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
