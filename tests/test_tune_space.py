@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from llmrec_ray.config import Choice, IntRange, LogUniform, Recipe, Uniform, load_recipe, override_recipe
 from llmrec_ray.errors import ConfigError
+from llmrec_ray.tune.shared import fuses
 from llmrec_ray.tune.space import (
     current_settings,
     default_search,
@@ -59,6 +60,15 @@ def test_the_default_search_is_one_that_a_recipe_may_name_and_holds_its_own_rate
     assert recipe(*overrides, f"tune.search={tree}").tune.search == search
     low, high = search["train.learning_rate"].loguniform
     assert low <= given.train.learning_rate <= high
+
+
+@pytest.mark.parametrize(("overrides", "judged_fused"), [
+    ([], True), (["tune.objective=neural"], False), (["fusion.signals=[neural]"], False),
+    (["fusion.signals=[item_item]"], False), (["fusion.mode=feature"], False),
+    (["fusion.mode=feature", "tune.search={fusion.mode: {choice: [late, feature]}}"], True),
+])
+def test_trials_are_judged_by_what_will_rank(overrides, judged_fused):
+    assert fuses(recipe(*overrides)) is judged_fused
 
 
 def test_a_search_that_is_named_replaces_the_default_and_is_split_into_levels():

@@ -37,6 +37,7 @@ READ = {
     },
 }
 """Of these sections only these keys do."""
+MODE = "fusion.mode"
 
 
 class SharedInputs:
@@ -78,9 +79,11 @@ def text_of(recipe: Recipe, dataset: Dataset, workspace: Workspace, start: Bundl
 
 
 def fuses(recipe: Recipe) -> bool:
-    """Whether a trial is judged with partners of the neural signal."""
+    """Whether a trial is judged with partners of the neural signal; not where this alone will rank."""
+    if recipe.tune.objective == "neural" or (recipe.fusion.mode == "feature" and MODE not in recipe.tune.search):
+        return False
     named = {*recipe.fusion.signals} - ({"text"} if not recipe.data.items else set())
-    return recipe.tune.objective == "fused" and "neural" in named and bool(named & {"item_item", "text", "popularity"})
+    return "neural" in named and bool(named & {"item_item", "text", "popularity"})
 
 
 def _key(recipe: Recipe) -> str:
