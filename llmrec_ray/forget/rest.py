@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json, temporary_folder
+from llmrec_ray.artifact import Artifact, Workspace, cache_folder, file_names, read_json, temporary_folder
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.forget.storage import exists, folders, remove
@@ -33,13 +33,23 @@ def move_pointers(workspace: Workspace, replaced: Mapping[str, Artifact]) -> Non
 def clear_runs(workspace: Workspace, gone: Collection[str]) -> list[str]:
     """Delete checkpoints of training on Datasets that go; returns the URIs of what was deleted.
 
-    gone: ids of artifacts. A trial does not say what it was trained on, so all trials go when anything does; Campaigns,
-    which have their results, stay.
+    gone: ids of artifacts. All that campaigns have trained goes when anything does, this machine's copies of their
+    artifacts first; Campaigns, which have their results, stay.
     """
     if not gone:
         return []
+    for name in _made_by_campaigns(workspace):
+        remove(str(cache_folder() / "artifacts" / name))
     runs = [uri for uri in folders(workspace.root("run")) if (dataset := _dataset_of(uri)) is None or dataset in gone]
     return [uri for uri in [*runs, f"{workspace.uri}/{TUNE}"] if remove(uri)]
+
+
+def _made_by_campaigns(workspace: Workspace) -> list[str]:
+    """Names of the artifacts of winners and fresh runs, each of which has a workspace of its own."""
+    campaigns = folders(f"{workspace.uri}/{TUNE}")
+    own = [uri for campaign in campaigns for uri in (f"{campaign}/winner", *folders(f"{campaign}/confirm"))]
+    made = [uri for each in own for kind in KINDS for uri in folders(Workspace(each).root(kind))]
+    return [uri.rpartition("/")[2] for uri in made]
 
 
 def clear_staged(workspace: Workspace, scratch: str | None) -> list[str]:

@@ -149,12 +149,18 @@ def test_the_tombstone_knows_the_person_and_names_nobody(recipe, workspace, rele
     assert WHO not in (Path(workspace.uri) / "forgotten.json").read_text()
 
 
-def test_checkpoints_and_what_killed_stages_left_go_too(recipe, workspace, release):
+def test_checkpoints_and_what_killed_stages_left_go_too(recipe, workspace, release, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
+    copies = [tmp_path / "cache" / "artifacts" / name for name in ("bundle-0123", "evaluation-0123", "bundle-4567")]
+    for copy in copies:
+        copy.mkdir(parents=True)
     root = Path(workspace.uri)
     for name, content in (
         ("runs/train/run.json", json.dumps({"dataset": release.dataset.id})),
         ("runs/other/run.json", json.dumps({"dataset": "of somewhere else"})),
-        ("tune/trials/1/run.json", "{}"),
+        ("tune/first/trials/00001/run.json", "{}"),
+        ("tune/first/winner/bundles/bundle-0123/users.txt", WHO),
+        ("tune/first/confirm/winner-101/evaluations/evaluation-0123/examples.txt", WHO),
         ("datasets/.staging-dataset-1/part.txt", WHO),
         ("datasets/.staging-dataset-2.in-use", ""),
         ("datasets/.staging-dataset-2/part.txt", WHO),
@@ -168,6 +174,7 @@ def test_checkpoints_and_what_killed_stages_left_go_too(recipe, workspace, relea
     assert found_in(root, WHO) == []
     assert [path.name for path in (root / "runs").iterdir()] == ["other"]
     assert not (root / "tune").exists()
+    assert [copy.exists() for copy in copies] == [False, False, True]
 
 
 def test_a_cut_between_ranges_of_users_at_the_persons_id_moves_where_nobody_is(recipe, workspace, monkeypatch):
