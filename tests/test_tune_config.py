@@ -108,6 +108,9 @@ def test_what_is_wrong_with_a_domain_is_said_once_under_its_key(written, message
      "this key is not searched, since it is about answering requests, which trials do not"),
     ("tune.trials", "{int: [1, 9]}", "this key is not searched, since it describes the campaign itself"),
     ("train.epochs", "{int: [1, 9]}", "this key is not searched, since all trials may train as long: set tune.epochs"),
+    ("fusion.weights.neural", "{uniform: [0, 1]}",
+     "this key is not searched, since weights of signals are always searched, on stored scores, where fusion.weights "
+     "is left out"),
     ("train.patience", "{int: [1, 9]}", "this key is not searched, since tune.scheduler says when trials end"),
     ("train.num_workers", "{int: [1, 9]}",
      "this key is not searched, since it says how training is computed, not what is learned"),

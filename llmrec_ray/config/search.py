@@ -142,8 +142,9 @@ def _field(key: str) -> Any:
     section: Any = Recipe
     for part in parents:
         kind = section.model_fields[part].annotation
-        if get_origin(kind) is dict and part == parents[-1] and last in get_args(get_args(kind)[0]):
-            return get_args(kind)[1]
+        entries = next((one for one in (kind, *get_args(kind)) if get_origin(one) is dict), None)
+        if entries is not None and part == parents[-1] and last in get_args(get_args(entries)[0]):
+            return get_args(entries)[1]
         section = next((one for one in (kind, *get_args(kind)) if _is_section(one)), None)
         if section is None:
             raise KeyError(key)
