@@ -15,6 +15,7 @@ import ray.train
 import torch
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from llmrec_ray.config import with_settings
 from llmrec_ray.errors import OutOfMemoryError
 from llmrec_ray.model import Windows
 from llmrec_ray.train import TrainingInputs, run_training, smaller
@@ -79,6 +80,13 @@ def test_smaller_pieces_give_the_same_losses():
     less = smaller(recipe)
     assert (less.train.accumulation_steps, less.evaluate.batch_users) == (4, 128)
     assert train_here(less) == pytest.approx(train_here(recipe), rel=2e-5)
+
+
+def test_a_trial_shrinks_though_what_is_searched_goes_only_with_another_loss():
+    search = {"train.loss": {"choice": ["bce"]}, "train.focal_gamma": {"uniform": [1.0, 3.0]}}
+    recipe = board_recipe(Path("/nowhere"), train={"loss": "focal"}, tune={"search": search})
+    less = smaller(with_settings(recipe, {"train.loss": "bce"}))
+    assert less is not None and (less.train.loss, less.train.accumulation_steps) == ("bce", 2)
 
 
 def test_pieces_shrink_until_nothing_can():

@@ -6,7 +6,7 @@ import errno
 
 import ray.exceptions
 
-from llmrec_ray.config import Recipe, override_recipe
+from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import OutOfMemoryError
 
 __all__ = ["explain_memory", "smaller", "was_out_of_memory"]
@@ -47,7 +47,7 @@ def smaller(recipe: Recipe) -> Recipe | None:
     """The same gradients and the same ranking from about half the memory: more micro-batches, fewer tokens in one pass
     of an encoder that trains, fewer users scored at once. None when nothing can shrink."""
     changes = _smaller_pieces(recipe)
-    return override_recipe(recipe, [f"{key}={value}" for key, value in changes.items()]) if changes else None
+    return with_settings(recipe, changes) if changes else None
 
 
 def _smaller_pieces(recipe: Recipe) -> dict[str, int]:

@@ -94,6 +94,7 @@ def run_training(
     inputs.check()
     told = identity(recipe, inputs, data_id, start_from)
     if resume and (over := resume_run(run_dir, told, recipe, verdict)) is not None:
+        _remember_end(run_dir, recipe, over[0])
         return _best(*over, seconds=0.0)
     _check_cluster(recipe)
     if not resume:
@@ -103,10 +104,15 @@ def run_training(
     with progress_bar(recipe.train.epochs, inputs.selection, shown=show_progress) as reporter:
         result = job.fit(reporter, callbacks)
     trained = _best(result, inputs.selection, time.perf_counter() - started)
-    if not is_over(state := state_of(result), recipe.train):
-        mark_stopped(run_dir, state.epoch)
+    _remember_end(run_dir, recipe, result)
     _log_end(trained, inputs.selection)
     return trained
+
+
+def _remember_end(run_dir: str, recipe: Recipe, result: ray.train.Result) -> None:
+    """That a run has ended before its last epoch; also one whose driver was killed before it could say so."""
+    if not is_over(state := state_of(result), recipe.train):
+        mark_stopped(run_dir, state.epoch)
 
 
 def _log_end(trained: TrainedModel, selection: str) -> None:
