@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import ray
+import ray.cloudpickle
+from ray.actor import ActorHandle
 
 from llmrec_ray.artifact import Artifact, Workspace, open_artifact, write_json_atomic
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, load_recipe
 from llmrec_ray.data import Dataset, ingest
-from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, ClusterError, TrainingError
+from llmrec_ray.errors import (
+    ArtifactError,
+    ArtifactMismatchError,
+    ArtifactNotFoundError,
+    ClusterError,
+    ConfigError,
+    CorruptArtifactError,
+    DataError,
+    DiskFullError,
+    TrainingError,
+)
 from llmrec_ray.stages import tuned_recipe
-from llmrec_ray.tune import best_overrides, tune
+from llmrec_ray.tune import best_overrides, trial, tune
+from llmrec_ray.tune.judge import Judge
+from llmrec_ray.tune.schedule import Plan
+from llmrec_ray.tune.space import split_levels
+from llmrec_ray.tune.trial import run_leg
 from tests.boards import board_recipe, write_board
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import tests
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 RATES = {"train.learning_rate": {"loguniform": [1e-3, 1e-1]}}
@@ -133,6 +155,92 @@ def test_a_name_that_is_taken_is_refused_on_the_command_line(tmp_path, dataset, 
     ) in capsys.readouterr().err
 
 
+def begun(recipe: Recipe, dataset: Dataset) -> Path:
+    """The folder of a campaign that was stopped before its first trial."""
+    state = {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id}
+    write_json_atomic(f"{recipe.workspace}/tune/small/campaign.json", state)
+    return Path(recipe.workspace) / "tune" / "small"
+
+
+def test_a_record_that_is_damaged_is_named(tmp_path, dataset):
+    recipe = small(tmp_path)
+    file = begun(recipe, dataset) / "records" / "00000.json"
+    write_json_atomic(str(file), {"number": 0, "settings": {}})
+    with pytest.raises(CorruptArtifactError, match=(
+        rf"^{file} is not the record of a trial \(until: Field required\): restore it, or start another campaign\.$"
+    )):
+        run_campaign(recipe, dataset, resume="small")
+
+
+def test_a_campaign_that_another_process_runs_is_left_alone(tmp_path, dataset):
+    recipe = small(tmp_path)
+    with (begun(recipe, dataset) / "running.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ArtifactError, match=(
+            "^The campaign small is run by another process at this moment: wait until that has ended, or stop it "
+            r"first\.$"
+        )):
+            run_campaign(recipe, dataset, resume="small")
+    assert not (Path(recipe.workspace) / "tune" / "small" / "records").exists()
+
+
+def test_a_budget_that_is_over_before_the_first_trial_is_named(tmp_path, dataset):
+    recipe = small(tmp_path, time_budget_s=1e-6)
+    with pytest.raises(ConfigError, match=(
+        r"^tune.time_budget_s is 1e-06, which was over before the first trial began: raise it and go on with --resume "
+        r"small\.$"
+    )):
+        run_campaign(recipe, dataset)
+
+
+def test_the_checkpoint_of_an_epoch_is_told_with_the_store_that_it_is_in(monkeypatch):
+    told: list[tuple[object, ...]] = []
+    judge = SimpleNamespace(report=SimpleNamespace(remote=lambda *report: told.append(report)))
+    monkeypatch.setattr(trial.ray, "get", lambda answer: answer)
+    callback = trial._ToJudge(judge, 3, "s3://bucket/tune/small/trials/00003-1")
+    callback.after_report(None, [{"step": 4}], None)
+    callback.after_report(None, [{"epoch": 1}], SimpleNamespace(path="bucket/tune/small/trials/00003-1/checkpoint_7"))
+    assert told == [(3, {"epoch": 1}, "s3://bucket/tune/small/trials/00003-1/checkpoint_7")]
+
+
+class Broken:
+    """Shared inputs that cannot be made."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def get(self, recipe_json: str) -> None:
+        raise self._error
+
+
+def leg_of(recipe: Recipe, folder: Path, error: Exception) -> tuple[ActorHandle, Callable[[int], None]]:
+    """A judge who has handed out the first leg, and what runs a leg up to some epoch with inputs that fail."""
+    plan = Plan(recipe, split_levels(recipe)[0], 3, "ndcg@10")
+    judge, shared = ray.remote(Judge).remote(str(folder), plan), ray.remote(Broken).remote(error)
+    ray.get(judge.next_assignment.remote())
+    return judge, lambda until: run_leg(
+        {"trial": 0, "until": until}, recipe_json=recipe.model_dump_json(), root=str(folder), data_id="",
+        judge=judge, shared=shared,
+    )
+
+
+def test_a_trial_whose_inputs_cannot_be_made_fails_in_the_words_of_the_error(tmp_path, ray_session):
+    judge, run_until = leg_of(small(tmp_path), tmp_path, DataError("The texts are gone: restore them."))
+    run_until(2)
+    assert ray.get(judge.record.remote(0)).status == "running", "a leg that ended, whose process was lost after that"
+    run_until(3)
+    record = ray.get(judge.record.remote(0))
+    assert (record.status, record.reason) == ("failed", "The texts are gone: restore them.")
+
+
+def test_a_disk_that_is_full_for_the_inputs_ends_the_campaign_in_the_words_of_the_error(tmp_path, ray_session):
+    judge, run_until = leg_of(small(tmp_path), tmp_path, DiskFullError("The disk is full."))
+    run_until(3)
+    with pytest.raises(DiskFullError) as caught:
+        ray.get(judge.close.remote())
+    assert str(caught.value.cause) == "The disk is full."
+
+
 def test_a_campaign_that_is_not_there_cannot_be_resumed(tmp_path, dataset):
     recipe = small(tmp_path)
     with pytest.raises(ArtifactNotFoundError, match=(
@@ -143,8 +251,7 @@ def test_a_campaign_that_is_not_there_cannot_be_resumed(tmp_path, dataset):
 
 
 def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
-    begun = {"recipe": small(tmp_path, trials=1).model_dump(mode="json"), "dataset": dataset.id}
-    write_json_atomic(f"{small(tmp_path).workspace}/tune/small/campaign.json", begun)
+    begun(small(tmp_path, trials=1), dataset)
     with pytest.raises(ArtifactMismatchError, match=(
         r"^The campaign small cannot be resumed, since train.batch_size, tune.metric changed: use the recipe and data "
         "it was started with, or start another campaign.$"

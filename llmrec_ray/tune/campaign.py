@@ -10,10 +10,12 @@ Everything lies in `<workspace>/tune/<name>` while it runs, so that whoever is k
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +28,7 @@ from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import (
+    ArtifactError,
     ArtifactMismatchError,
     ArtifactNotFoundError,
     ClusterError,
@@ -39,7 +42,7 @@ from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.outcome import Outcome
-from llmrec_ray.tune.records import TrialRecord, best_epoch, best_record, values_of
+from llmrec_ray.tune.records import Records, TrialRecord, best_epoch, best_record, values_of
 from llmrec_ray.tune.report import write_outcome
 from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.search import concurrent_trials, run_search
@@ -64,8 +67,9 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     """Run the campaign of `recipe.tune` on the connected Ray, or go on with the one named `resume`.
 
     `best_overrides` reads the winner. Raises ConfigError for a search space or a name that cannot be used,
-    TrainingError when every trial failed, ClusterError when there is no room for a trial, ArtifactNotFoundError or
-    ArtifactMismatchError for a campaign that cannot be resumed, DiskFullError when no more can be written down.
+    TrainingError when every trial failed, ClusterError when there is no room for a trial, ArtifactNotFoundError,
+    ArtifactMismatchError or CorruptArtifactError for a campaign that cannot be resumed, ArtifactError for one that
+    another process runs, DiskFullError when no more can be written down.
     """
     check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -75,14 +79,28 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     _open(root, name, recipe, dataset, resume=resume is not None)
     logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
                 plan.trials, concurrent, root, name)
-    with _says_how_to_go_on(name, root):
+    with _alone(name, root), _says_how_to_go_on(name, root):
         records, seconds = _search(recipe, plan, dataset, workspace, root)
-        winner = best_record(records, plan.metric)
-        if winner is None:
-            reason = next((record.reason for record in records if record.reason), "none had an epoch")
-            raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
+        winner = _winner(recipe, plan, name, records)
         outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
         return _keep(outcome, workspace)
+
+
+@contextlib.contextmanager
+def _alone(name: str, root: str) -> Iterator[None]:
+    """Nobody else may run the campaign meanwhile, which the system tells by a lock in its folder; buckets have none."""
+    with contextlib.ExitStack() as held:
+        if "://" not in root:
+            handle = held.enter_context(Path(root, "running.lock").open("w"))
+            with contextlib.suppress(OSError):  # where files cannot be locked
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ArtifactError(
+                        f"The campaign {name} is run by another process at this moment: wait until that has ended, or "
+                        "stop it first."
+                    ) from None
+        yield
 
 
 @contextlib.contextmanager
@@ -93,6 +111,19 @@ def _says_how_to_go_on(name: str, root: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, DiskFullError, ClusterError):
         logger.warning("The campaign was stopped: --resume %s goes on with what is in %s.", name, root)
         raise
+
+
+def _winner(recipe: Recipe, plan: Plan, name: str, records: list[TrialRecord]) -> TrialRecord:
+    """The best trial. Raises ConfigError when there was no time for one, TrainingError when none has a value."""
+    if (winner := best_record(records, plan.metric)) is not None:
+        return winner
+    if not records:
+        raise ConfigError(
+            f"tune.time_budget_s is {recipe.tune.time_budget_s:g}, which was over before the first trial began: raise "
+            f"it and go on with --resume {name}."
+        )
+    reason = next((record.reason for record in records if record.reason), "none had an epoch")
+    raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
 
 
 def campaign_root(workspace: Workspace, name: str) -> str:
@@ -136,6 +167,7 @@ def _open(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: boo
             f"The campaign {name} cannot be resumed, since {', '.join(changed[:NAMED])} changed: use the recipe and "
             "data it was started with, or start another campaign."
         )
+    Records(root).load()  # damaged ones are told of here, and not by the actor that reads them
     write_json_atomic(uri, now)
 
 

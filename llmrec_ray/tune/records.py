@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmrec_ray.artifact import file_names, read_json, write_json_atomic
+from llmrec_ray.errors import CorruptArtifactError
 
 __all__ = ["Part", "Records", "Status", "TrialRecord", "best_epoch", "best_record", "value_at", "values_of"]
 
@@ -109,8 +110,19 @@ class Records:
     def load(self) -> list[TrialRecord]:
         """All of them, by number. Raises CorruptArtifactError for a file that is damaged."""
         names = [name for name in file_names(self._folder) if name.endswith(".json") and not name.startswith(".")]
-        return [TrialRecord.model_validate(read_json(f"{self._folder}/{name}")) for name in names]
+        return [_read(f"{self._folder}/{name}") for name in names]
 
     def save(self, record: TrialRecord) -> None:
         """Write one record over its last state."""
         write_json_atomic(f"{self._folder}/{record.number:05d}.json", record.model_dump(mode="json"))
+
+
+def _read(uri: str) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate(read_json(uri))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise CorruptArtifactError(
+            f"{uri} is not the record of a trial ({where}: {problem['msg']}): restore it, or start another campaign."
+        ) from None

@@ -50,7 +50,7 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
         ray.tune.with_resources(trainable, LEG_RESOURCES),
         tune_config=ray.tune.TuneConfig(
             metric=plan.metric, mode="max", num_samples=-1, max_concurrent_trials=concurrent,
-            search_alg=_Legs(judge, plan.metric), reuse_actors=True,
+            search_alg=_Legs(judge, plan.metric, root), reuse_actors=True,
             trial_name_creator=_name, trial_dirname_creator=_folder_name,
         ),
         run_config=ray.tune.RunConfig(
@@ -84,9 +84,9 @@ def concurrent_trials(recipe: Recipe) -> int:
 class _Legs(Searcher):  # type: ignore[misc]
     """Hands Ray Tune the judge's legs."""
 
-    def __init__(self, judge: ActorHandle, metric: str) -> None:
+    def __init__(self, judge: ActorHandle, metric: str, root: str) -> None:
         super().__init__(metric=metric, mode="max")
-        self._judge = judge
+        self._judge, self._root = judge, root
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -98,10 +98,13 @@ class _Legs(Searcher):  # type: ignore[misc]
         return {"trial": given.number, "until": given.until, **given.settings}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A leg that ended without telling the judge has lost its process too often."""
+        """A leg that ended without telling the judge has too often lost its process, or met what nobody expects."""
         number = self._numbers.pop(trial_id)
         if error and ray.get(self._judge.is_active.remote(number)):
-            reason = f"its process was lost {RESTARTS + 1} times, each time restarted from its last checkpoint"
+            reason = (
+                f"it was restarted {RESTARTS} times from its last checkpoint and ended each time without a reason for "
+                f"people, as when its process is lost: see error.txt of trial {number} below {self._root}/ray"
+            )
             ray.get(self._judge.fail.remote(number, reason))
 
     def save(self, checkpoint_path: str) -> None:
@@ -112,7 +115,7 @@ class _Legs(Searcher):  # type: ignore[misc]
 
 
 class _Progress(ray.tune.Callback):  # type: ignore[misc]
-    """A bar over epochs on stderr, and a line whenever a leg ends."""
+    """A bar over trials on stderr, and a line whenever a leg ends."""
 
     def __init__(self, judge: ActorHandle, plan: Plan) -> None:
         self._judge, self._plan = judge, plan

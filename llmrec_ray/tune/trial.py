@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
@@ -36,13 +37,13 @@ def run_leg(
     """
     number = int(config["trial"])
     record: TrialRecord = ray.get(judge.record.remote(number))
+    if record.status != "running" or record.until != config["until"]:
+        return  # a process that was lost after it had told the judge
     leg = _Leg(Recipe.model_validate_json(recipe_json), root, data_id, judge, shared, record)
     try:
         leg.run()
-    except (DiskFullError, ClusterError) as error:
-        ray.get(judge.stop.remote(number, error))
     except (LlmrecError, ray.exceptions.RayTaskError) as error:
-        ray.get(judge.fail.remote(number, _in_a_line(error)))
+        _tell(judge, number, _told_in_a_task(error))
     else:
         ray.get(judge.end_leg.remote(number))
 
@@ -94,9 +95,9 @@ class _Leg:
         folder = run_folder(self.root, self.record, self.record.until)
         part = self.record.parts[-1] if self.record.parts else None
         run_training(
-            with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id, resume=_has_begun(folder),
-            inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
-            callbacks=[_ToJudge(self.judge, self.record.number), _ToTune()],
+            with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id,
+            resume=_has_begun(folder), inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
+            callbacks=[_ToJudge(self.judge, self.record.number, folder), _ToTune()],
             start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
         )
 
@@ -117,12 +118,13 @@ class _ToJudge(ray.train.UserCallback):  # type: ignore[misc]
 
     judge: ActorHandle
     number: int
+    folder: str
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """An epoch, not a checkpoint within one."""
+        """An epoch, not a checkpoint within one; Ray's own path of a checkpoint does not say in which store it is."""
         if "epoch" in metrics[0]:
-            path = None if checkpoint is None else checkpoint.path
-            ray.get(self.judge.report.remote(self.number, metrics[0], path))
+            uri = None if checkpoint is None else f"{self.folder}/{PurePosixPath(checkpoint.path).name}"
+            ray.get(self.judge.report.remote(self.number, metrics[0], uri))
 
 
 class _ToTune(TuneReportCallback):  # type: ignore[misc]
@@ -133,6 +135,21 @@ class _ToTune(TuneReportCallback):  # type: ignore[misc]
         if "epoch" in metrics[0]:
             numbers = {name: value for name, value in metrics[0].items() if isinstance(value, int | float)}
             super().after_report(run_context, [numbers], None)
+
+
+def _tell(judge: ActorHandle, number: int, error: Exception) -> None:
+    """That a leg ended with an error."""
+    if isinstance(error, DiskFullError | ClusterError):
+        ray.get(judge.stop.remote(number, error))
+    else:
+        ray.get(judge.fail.remote(number, _in_a_line(error)))
+
+
+def _told_in_a_task(error: Exception) -> Exception:
+    """The error itself, where Ray's comes with the traceback of another process."""
+    while isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    return error
 
 
 def _has_begun(folder: str) -> bool:
