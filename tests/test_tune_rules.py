@@ -85,16 +85,16 @@ def test_one_that_was_promoted_too_early_keeps_what_it_got_and_the_better_ones_f
 def test_why_a_trial_was_stopped_is_said_with_its_place_and_what_it_would_have_taken():
     values = {0: 0.12, 1: 0.1012, 2: 0.0931, 3: 0.09, 4: 0.08, 5: 0.07, 6: 0.1012}
     assert reason(2, values, THIRD, 2) == (
-        "epoch 2: 0.0931 is 4th of 7 trials; the best third went on, with 0.1012 or more"
+        "epoch 2: 0.0931 is 4th of 7 trials; the best third have 0.1012 or more"
     )
     assert reason(6, values, THIRD, 2) == (
-        "epoch 2: 0.1012 is 3rd of 7 trials; the best third went on, with 0.1012 or more, ties going to the earlier "
+        "epoch 2: 0.1012 is 3rd of 7 trials; the best third have 0.1012 or more, ties going to the earlier "
         "trial"
     )
     assert reason(0, values, THIRD, 6) == (
         "epoch 6: 0.1200 is 1st of 7 trials, and the campaign ended before it went on"
     )
-    assert reason(5, values, TuneConfig(reduction_factor=5), 2).endswith("the best 1 in 5 went on, with 0.1200 or more")
+    assert reason(5, values, TuneConfig(reduction_factor=5), 2).endswith("the best 1 in 5 have 0.1200 or more")
     assert reason(0, {0: 0.1}, THIRD, 2) == (
         "epoch 2: 0.1000 is 1st of 1 trial, and the campaign ended before it went on"
     )

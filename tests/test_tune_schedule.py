@@ -119,7 +119,7 @@ def test_a_trial_that_stays_behind_is_told_why(tmp_path):
     simulated = Simulated(plan, rising)
     simulated.run()
     said = stopped_reason(plan, simulated.records[0], simulated.sorted)
-    assert said == "epoch 2: 0.3649 is 6th of 6 trials; the best third went on, with 0.4623 or more"
+    assert said == "epoch 2: 0.3649 is 6th of 6 trials; the best third have 0.4623 or more"
 
 
 def test_when_the_best_of_a_rung_fails_the_next_one_goes_on(tmp_path):

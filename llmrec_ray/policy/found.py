@@ -62,7 +62,7 @@ class PolicyFound:
                   for row in rows]
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in self.weights.items())
         chosen = ", ".join(self.overrides) or "the recipe as it is"
-        lines.append(f"{len(self.table)} settings in {self.seconds:.1f} s; weights: {weights}")
+        lines.append(f"{len(self.table)} settings in {self.seconds:.1f} s; weights of late fusion: {weights}")
         lines.append(f"Chosen: {chosen}, {self.metric} {self.value:.4f} (the recipe's own: {self.base:.4f})")
         return "\n".join([*lines, *(f"Not searched: {key}, since {why}" for key, why in self.left_out.items())])
 

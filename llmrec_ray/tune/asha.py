@@ -60,7 +60,7 @@ def reason(number: int, values: Mapping[int, float], config: TuneConfig, rung: i
         return f"{reached}, and the campaign ended before it went on"
     share = FRACTIONS.get(config.reduction_factor, f"1 in {config.reduction_factor}")
     tie = ", ties going to the earlier trial" if own == last else ""
-    return f"{reached}; the best {share} went on, with {last:.4f} or more{tie}"
+    return f"{reached}; the best {share} have {last:.4f} or more{tie}"
 
 
 def _ranking(values: Mapping[int, float]) -> list[int]:
