@@ -232,3 +232,10 @@ def test_settings_that_cannot_be_trained_are_drawn_again_or_left_as_the_donor_ha
         "train.learning_rate": 0.0132
     }
     assert step(records, 0, is_possible=lambda s: False).settings == records[1].settings
+
+
+def test_a_setting_that_must_stay_does_not_keep_the_others_from_changing():
+    space = {"train.learning_rate": LogUniform(loguniform=(1e-4, 1.0)), "gamma": Uniform(uniform=(0.0, 5.0))}
+    records = population(0.1, 0.9, gamma=2.0)
+    found = next_step(records[0], 2, records, PBT, space, 0, METRIC, is_possible=lambda s: s["gamma"] == 2.0)
+    assert found.settings["gamma"] == 2.0 and found.settings["train.learning_rate"] in {0.0132, 0.0088}

@@ -49,7 +49,7 @@ def next_step(
     Compared are the values of that very epoch, not the best up to it, since those are of the weights that would be
     taken over; a value that is not finite is the worst. Failed trials are no rivals. The worst `quantile` of those that
     got there, at least one, take over from the best `quantile`, unless they are as good.
-    is_possible: whether settings can be trained; after some attempts the donor's stay as they are.
+    is_possible: whether settings can be trained; after some attempts only those change that go with the donor's others.
     """
     values = _values(records, metric, epoch)
     ranking = sorted(values, key=lambda number: (-values[number], number))
@@ -87,13 +87,18 @@ def _explored(
     settings: Mapping[str, Any], space: Mapping[str, Domain], random: np.random.Generator,
     is_possible: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, Any]:
+    changed = dict(settings)
     for _ in range(ATTEMPTS):
         changed = {
             key: _changed(value, space[key], random) if key in space else value for key, value in settings.items()
         }
         if is_possible(changed):
             return changed
-    return dict(settings)
+    kept = dict(settings)
+    for key, value in changed.items():  # one that has no effect beside the others must stay, and the rest may change
+        if is_possible(kept | {key: value}):
+            kept[key] = value
+    return kept
 
 
 def _changed(value: Any, domain: Domain, random: np.random.Generator) -> Any:
