@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -57,10 +58,12 @@ logger = logging.getLogger(__name__)
 MAY_DIFFER = (
     "workspace", "num_cpus", "serve", "tune.name", "tune.trials", "tune.time_budget_s", "tune.max_concurrent",
     "tune.fresh_seeds", "tune.score_test", "tune.policy_tolerance", "train.num_workers", "train.min_workers",
-    "train.use_gpu", "train.max_failures", "encoder.num_actors",
+    "train.use_gpu", "train.max_failures", "train.sharding", "train.offload", "train.accumulation_steps",
+    "encoder.num_actors", "encoder.max_batch_tokens", "evaluate.batch_users",
 )
-"""Settings that may be others when a campaign is resumed: how long it goes on, and on how many machines."""
+"""Settings that may be others when a campaign is resumed: how long it goes on, on how many machines, in what pieces."""
 NAMED = 5
+FOUND = TypeAdapter(PolicyFound)
 
 
 def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str | None = None) -> Artifact:
@@ -238,6 +241,20 @@ def _label(plan: Plan) -> str:
 
 
 def _policy(
+    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord, epoch: int
+) -> PolicyFound:
+    """What needs no training, found once, so that whoever is killed after it goes on with the same winner."""
+    uri = f"{root}/policy.json"
+    of = {"trial": winner.number, "epoch": epoch, "tolerance": recipe.tune.policy_tolerance}
+    with contextlib.suppress(FileNotFoundError, ValidationError):
+        if (kept := read_json(uri))["of"] == of:
+            return FOUND.validate_python(kept["found"])
+    found = _found(recipe, dataset, workspace, root, winner, epoch)
+    write_json_atomic(uri, {"of": of, "found": FOUND.dump_python(found, mode="json")})
+    return found
+
+
+def _found(
     recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord, epoch: int
 ) -> PolicyFound:
     """On the weights of the winner's best epoch, from its checkpoints."""

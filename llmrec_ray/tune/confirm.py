@@ -44,9 +44,12 @@ logger = logging.getLogger(__name__)
 Arm: TypeAlias = Literal["winner", "recipe"]
 WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("name", "workspace", "seed", "num_cpus", "index", "tune", "serve"), True),
-    "train": {"num_workers", "min_workers", "use_gpu", "max_failures"}, "encoder": {"num_actors"},
+    "train": {
+        "num_workers", "min_workers", "use_gpu", "max_failures", "sharding", "offload", "accumulation_steps",
+    },
+    "encoder": {"num_actors", "max_batch_tokens"}, "evaluate": {"batch_users"},
 }
-"""Parts of a recipe that make no other winner: names, the seed, and on how many machines it is trained."""
+"""Parts of a recipe that make no other winner: names, the seed, on how many machines it is trained, in what pieces."""
 HASH_LENGTH = 16
 
 
