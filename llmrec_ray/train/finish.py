@@ -82,12 +82,14 @@ def train_bundle(
     resume: bool = False,
     run_dir: str | None = None,
     show_progress: bool = True,
+    neighbours: int = 1,
 ) -> Artifact:
     """Train on the Dataset's train split and keep the result as a Bundle.
 
     raw_text: [N, T] float32 output per item row of the encoder that training starts with, see `with_encoder_of`, or
     None when items have no texts. start: what `open_start` gave. run_dir: folder or URI of the training run, by default
     one of the workspace; with `resume` a run that is over there, such as a trial's, is made a Bundle as it is.
+    neighbours: trainings, this one included, that share a machine's cores.
     Raises TrainingError, ClusterError, ConfigError, ArtifactNotFoundError or ArtifactMismatchError (nothing, or
     another run, to resume), DiskFullError, and CorruptArtifactError when the Bundle on disk does not score as the one
     in memory.
@@ -98,7 +100,7 @@ def train_bundle(
     inputs = TrainingInputs.of(started, dataset, _vectors(text), _center(text), start=start)
     trained = run_training(
         started, inputs, run_dir or f"{workspace.root('run')}/train", data_id=dataset.id, resume=resume,
-        show_progress=show_progress,
+        show_progress=show_progress, neighbours=neighbours,
     )
     raw = None if raw_text is None or text is None else (raw_text, text.center)
     scorer, parts, metrics = _assemble(started, dataset, raw, signals, trained, workspace)

@@ -75,6 +75,7 @@ def run_training(
     verdict: Callable[[int], bool] | None = None,
     start_from: str | None = None,
     keep_all: bool = False,
+    neighbours: int = 1,
 ) -> TrainedModel:
     """Train with the recipe's workers and sharding on the connected Ray; checkpoints go to `run_dir`.
 
@@ -87,6 +88,7 @@ def run_training(
     False now; without one it is over. start_from: folder or URI of a checkpoint that another run reported, whose
     weights, AdamW moments, epoch and step this one goes on from; rates, dropout and other settings that leave the
     architecture alone may differ. keep_all: keep the checkpoint of every epoch.
+    neighbours: how many such runs, this one included, share a machine's cores.
 
     Raises TrainingError (loss not finite, or workers failed too often), OutOfMemoryError, DiskFullError, ClusterError
     (too few CPUs or GPUs), ArtifactNotFoundError and ArtifactMismatchError (nothing, or another run, to resume).
@@ -100,7 +102,7 @@ def run_training(
     if not resume:
         begin_run(run_dir, told)
     started = time.perf_counter()
-    job = _Job(recipe, inputs, run_dir, inputs_ref or ray.put(inputs), verdict, start_from, keep_all)
+    job = _Job(recipe, inputs, run_dir, inputs_ref or ray.put(inputs), verdict, start_from, keep_all, neighbours)
     with progress_bar(recipe.train.epochs, inputs.selection, shown=show_progress) as reporter:
         result = job.fit(reporter, callbacks)
     trained = _best(result, inputs.selection, time.perf_counter() - started)
@@ -134,6 +136,7 @@ class _Job:
     verdict: Callable[[int], bool] | None
     start_from: str | None
     keep_all: bool
+    neighbours: int
 
     def fit(self, reporter: ReportToDriver, callbacks: Sequence[ray.train.UserCallback]) -> ray.train.Result:
         """Run it to its end. Raises the errors of `run_training`."""
@@ -143,6 +146,7 @@ class _Job:
             train_loop_config={
                 "recipe": self.recipe.model_dump_json(), "inputs": self.inputs_ref, "run_dir": self.run_dir,
                 "reporter": reporter, "verdict": self.verdict, "start_from": self.start_from,
+                "neighbours": self.neighbours,
             },
             torch_config=TorchConfig(backend="nccl" if self.recipe.train.use_gpu else "gloo"),
             scaling_config=self._scaling(),

@@ -29,7 +29,7 @@ def train_worker(config: dict[str, Any]) -> None:
     checkpoint = ray.train.Checkpoint(start_from) if own is None and start_from is not None else own
     with contextlib.ExitStack() as stack:
         folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-        workers = _workers()
+        workers = _workers(config["neighbours"])
         reports = Reports(config["run_dir"], workers, None if folder is None else load_state(folder).step)
         train_epochs(
             recipe, inputs, workers, reports, folder, config["verdict"], config["reporter"].say, reports.check_room,
@@ -45,11 +45,12 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", category=FutureWarning)
 
 
-def _workers() -> Workers:
+def _workers(neighbours: int) -> Workers:
     context = ray.train.get_context()
     return Workers(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_world_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
+        neighbours=neighbours,
     )

@@ -26,6 +26,8 @@ class Workers:
     world_size: int = 1
     local_world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    neighbours: int = 1
+    """Groups like this one, itself included, that share a machine's cores."""
 
     @property
     def is_first(self) -> bool:
@@ -54,7 +56,7 @@ class Workers:
     def share_cores(self) -> None:
         """Give each process on this machine its part of the cores, so that threads do not fight."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        torch.set_num_threads(max(1, cores // self.local_world_size))
+        torch.set_num_threads(max(1, cores // (self.local_world_size * self.neighbours)))
 
 
 def _gather(vectors: Tensor) -> Tensor:

@@ -45,8 +45,9 @@ from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.outcome import Outcome
 from llmrec_ray.tune.records import Records, TrialRecord, best_epoch, best_record, values_of
 from llmrec_ray.tune.report import write_outcome
+from llmrec_ray.tune.room import concurrent_trials
 from llmrec_ray.tune.schedule import Plan
-from llmrec_ray.tune.search import concurrent_trials, run_search
+from llmrec_ray.tune.search import run_search
 from llmrec_ray.tune.shared import SharedInputs, fuses, text_of
 from llmrec_ray.tune.space import overrides_of, split_levels
 from llmrec_ray.tune.trial import run_folder, trial_recipe

@@ -34,6 +34,7 @@ from llmrec_ray.evaluate import validation_value
 from llmrec_ray.train import open_start, smaller, train_bundle
 from llmrec_ray.tune.look import look_at_test
 from llmrec_ray.tune.outcome import Confirmation
+from llmrec_ray.tune.room import trials_per_machine
 from llmrec_ray.tune.shared import text_of
 from llmrec_ray.types import FloatArray
 
@@ -229,7 +230,7 @@ def _go_on_or_begin(job: _Job, recipe: Recipe, dataset: Dataset, raw_text: Float
     """Anew when what was begun was another recipe, or is damaged."""
     train = partial(
         train_bundle, recipe, dataset, raw_text, Workspace(job.uri), start=open_start(recipe), run_dir=job.run_dir,
-        show_progress=False,
+        show_progress=False, neighbours=trials_per_machine(recipe),
     )
     if _has_begun(job.run_dir):
         with contextlib.suppress(ArtifactMismatchError, CorruptArtifactError):

@@ -19,17 +19,17 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from llmrec_ray.config import Recipe
-from llmrec_ray.errors import ClusterError
 from llmrec_ray.tune.records import TrialRecord, best_record, values_of
+from llmrec_ray.tune.room import concurrent_trials
 from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.trial import run_leg
 
-__all__ = ["concurrent_trials", "run_search"]
+__all__ = ["run_search"]
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0",  # no tables: bar and files say it all
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "1",  # no tables: bar and files say it all
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a leg that fails before its first epoch reports nothing
 }
 LEG_RESOURCES = {"memory": 2**20}
@@ -60,25 +60,6 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
         ),
     )
     tuner.fit()
-
-
-def concurrent_trials(recipe: Recipe) -> int:
-    """Trials that the cluster has room for at once, at most `tune.max_concurrent`. Raises ClusterError for none."""
-    train, have = recipe.train, ray.cluster_resources()
-    least = train.min_workers or train.num_workers
-    kinds = ["CPU", "GPU"] if train.use_gpu else ["CPU"]
-    for kind in kinds:
-        if have.get(kind, 0) < least:
-            field = "num_workers" if train.min_workers is None else "min_workers"
-            raise ClusterError(
-                f"Each trial needs {least} {kind}s (train.{field}), but Ray has {have.get(kind, 0):g}: set "
-                f"train.{field} lower, or join a larger cluster."
-            )
-    room = max(1, min(int(have[kind] // train.num_workers) for kind in kinds))
-    wanted = recipe.tune.max_concurrent
-    if wanted is not None and wanted > room:
-        logger.info("tune.max_concurrent is %d, but Ray has room for %d trials at once: the others wait", wanted, room)
-    return min(room, wanted or room)
 
 
 class _Legs(Searcher):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import ClusterError, DiskFullError, LlmrecError, OutOfMemoryError
 from llmrec_ray.train import open_start, run_training, smaller, with_encoder_of
 from llmrec_ray.tune.records import TrialRecord
+from llmrec_ray.tune.room import trials_per_machine
 
 __all__ = ["run_folder", "run_leg", "trial_recipe"]
 
@@ -98,6 +99,7 @@ class _Leg:
             with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id,
             resume=_has_begun(folder), inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
             callbacks=[_ToJudge(self.judge, self.record.number, folder), _ToTune()],
+            neighbours=trials_per_machine(self.recipe),
             start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
         )
 
