@@ -35,6 +35,6 @@ def concurrent_trials(recipe: Recipe) -> int:
 
 
 def trials_per_machine(recipe: Recipe) -> int:
-    """How many of them may run on one machine, and share its cores."""
-    machines = sum(bool(node["Alive"]) for node in ray.nodes())
-    return math.ceil(concurrent_trials(recipe) / machines)
+    """How many of them may run on one machine, and share its cores; machines that lend Ray none do not count."""
+    machines = sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
+    return math.ceil(concurrent_trials(recipe) / max(machines, 1))
