@@ -161,6 +161,16 @@ def test_that_nothing_was_better_than_the_recipe_is_said_first():
     assert "against 2 others." in text
 
 
+def test_a_recipe_that_was_stopped_is_compared_with_what_the_winner_had_by_then():
+    records = [made_record(0, epochs=2).model_copy(update={"status": "stopped"}), made_record(1), made_record(2)]
+    outcome = made_outcome(records)
+    early, best = (max(e[METRIC] for e in outcome.winner.epochs[:n]) for n in (2, 9))
+    lead = early - max(e[METRIC] for e in records[0].epochs)
+    text = text_of(outcome)
+    assert early < best and f"0.{round(best * 1e4):04d}, {lead:+.4f}".replace("-", "−") in text
+    assert "against the recipe as it is, both after 2 epochs, since that was not trained on." in text
+
+
 def test_trials_that_came_out_alike_make_a_page():
     twin = made_record(0)
     records = [twin.model_copy(update={"number": n}) for n in range(12)]

@@ -33,7 +33,7 @@ from llmrec_ray.tune.charts import (
 from llmrec_ray.tune.importance import Importance, parameter_importance
 from llmrec_ray.tune.luck import Gap, Paired, gap, paired
 from llmrec_ray.tune.outcome import Outcome
-from llmrec_ray.tune.records import TrialRecord, values_of
+from llmrec_ray.tune.records import TrialRecord, value_at, values_of
 from llmrec_ray.tune.written import setting_of, setting_text
 
 __all__ = ["changed_settings", "render_page"]
@@ -138,10 +138,17 @@ class _View:
 
     @property
     def gain(self) -> float | None:
-        """Of the winner over the recipe as it was."""
+        """Of the winner over the recipe as it was, after as many epochs as that was trained."""
         if self.recipe is None or self.recipe.value is None or self.winner.value is None or self.recipe.is_winner:
             return None
-        return self.winner.value - self.recipe.value
+        early = None if self.cut is None else value_at(self.winner.record, self.outcome.metric, self.cut)
+        return (self.winner.value if early is None else early) - self.recipe.value
+
+    @property
+    def cut(self) -> int | None:
+        """The epoch after which the recipe was not trained on, unless it had all."""
+        record = None if self.recipe is None else self.recipe.record
+        return None if record is None or record.status == "finished" else record.done
 
     @property
     def gain_percent(self) -> str:
