@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,8 +74,9 @@ def run_campaign(recipe: Recipe, dataset: Dataset, *, resume: str | None = None)
 
 
 def test_a_campaign_keeps_every_trial_and_a_recipe_with_the_winners_settings(tmp_path, dataset, capsys):
-    recipe = small(tmp_path, scheduler="asha", grace_epochs=1)
+    recipe, on_ctrl_c = small(tmp_path, scheduler="asha", grace_epochs=1), signal.getsignal(signal.SIGINT)
     assert run(["tune", "--config", written(recipe, tmp_path), "--json"]) == 0
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c
     out = capsys.readouterr()
     assert "report.html" in out.err and "--resume small goes on" in out.err
     campaign = open_artifact(json.loads(out.out.splitlines()[-1])["uri"], "campaign")

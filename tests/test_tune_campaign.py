@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.tune import _setup_signal_catching
 
 from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
 from llmrec_ray.config import override_recipe
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.tune import campaign
 from llmrec_ray.tune.confirm import _identity
+from llmrec_ray.tune.search import _handlers_kept
 from tests.outcomes import full_outcome, made_record, searched_recipe
 
 DATASET = SimpleNamespace(id="0123456789abcdef")
@@ -28,6 +32,13 @@ def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch
     assert asked == [3, 5]
     write_json_atomic(f"{tmp_path}/policy.json", read_json(f"{tmp_path}/policy.json") | {"found": {"of": "old"}})
     assert policy_of(5) == found and asked == [3, 5, 5]
+
+
+def test_ctrl_c_stops_what_comes_after_the_search():
+    with _handlers_kept():
+        _setup_signal_catching()  # as a search does
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_campaign_goes_on_on_other_machines_and_in_smaller_pieces(tmp_path):

@@ -6,9 +6,13 @@ starts a new experiment on the same records.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -59,7 +63,22 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
             callbacks=[JsonLoggerCallback(), _Progress(judge, plan)],
         ),
     )
-    tuner.fit()
+    with _handlers_kept():
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ctrl-C means afterwards what it meant before: Ray Tune 2.60 leaves handlers that only note the first signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Legs(Searcher):  # type: ignore[misc]
