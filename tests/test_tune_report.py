@@ -171,6 +171,19 @@ def test_a_recipe_that_was_stopped_is_compared_with_what_the_winner_had_by_then(
     assert "against the recipe as it is, both after 2 epochs, since that was not trained on." in text
 
 
+@pytest.mark.parametrize(("best", "said"), [
+    (2, "No configuration was better than the recipe as it is"), (4, "Trial 0 of 2 is the best"),
+])
+def test_a_trial_that_took_over_from_another_is_the_recipe_only_before(best, said):
+    record = made_record(0, epochs=4)
+    part = Part(after_epoch=2, taken_from=1, checkpoint="x", settings=record.settings, reason="behind")
+    record.parts, record.epochs[best - 1][METRIC] = [part], 1.0
+    text = text_of(made_outcome([record, made_record(1)]))
+    assert said in text
+    taken = "Trial 0 began as the recipe and went on with weights and settings of others" in text
+    assert taken is (best == 4)
+
+
 def test_trials_that_came_out_alike_make_a_page():
     twin = made_record(0)
     records = [twin.model_copy(update={"number": n}) for n in range(12)]

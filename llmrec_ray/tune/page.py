@@ -66,7 +66,8 @@ class _Row:
 
     @property
     def is_recipe(self) -> bool:
-        return self.record.number == 0
+        """Trial 0, unless its best epoch has weights of another."""
+        return self.record.number == 0 and not any(p.after_epoch < (self.best_epoch or 1) for p in self.record.parts)
 
     @property
     def look(self) -> str:
@@ -133,7 +134,7 @@ class _View:
 
     @property
     def recipe(self) -> _Row | None:
-        """Trial 0, unless it was not among them."""
+        """Trial 0, unless it was not among them or is no longer the recipe."""
         return next((row for row in self.rows if row.is_recipe), None)
 
     @property
@@ -146,9 +147,16 @@ class _View:
 
     @property
     def cut(self) -> int | None:
-        """The epoch after which the recipe was not trained on, unless it had all."""
+        """The epoch after which the recipe was not trained on as it is, unless it had all."""
         record = None if self.recipe is None else self.recipe.record
-        return None if record is None or record.status == "finished" else record.done
+        if record is None or (record.status == "finished" and not record.parts):
+            return None
+        return record.parts[0].after_epoch if record.parts else record.done
+
+    @property
+    def recipe_took_over(self) -> bool:
+        """Whether trial 0 is no longer the recipe."""
+        return self.recipe is None and any(row.record.number == 0 and row.record.parts for row in self.rows)
 
     @property
     def gain_percent(self) -> str:
