@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json, saving, write_json_atomic
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
@@ -63,6 +63,7 @@ MAY_DIFFER = (
     "encoder.num_actors", "encoder.max_batch_tokens", "evaluate.batch_users",
 )
 """Settings that may be others when a campaign is resumed: how long it goes on, on how many machines, in what pieces."""
+BEGUN = "campaign.json"
 NAMED = 5
 FOUND = TypeAdapter(PolicyFound)
 
@@ -80,10 +81,11 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     root = campaign_root(workspace, name)
     plan = _plan(recipe, split_levels(recipe)[0])
     concurrent = concurrent_trials(recipe)
-    _open(root, name, recipe, dataset, resume=resume is not None)
+    _check_begun(root, name, recipe, dataset, resume=resume is not None)
     logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
                 plan.trials, concurrent, root, name)
     with _alone(name, root), _says_how_to_go_on(name, root):
+        write_json_atomic(f"{root}/{BEGUN}", {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id})
         records, seconds = _search(recipe, plan, dataset, workspace, root)
         winner = _winner(recipe, plan, name, records)
         outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
@@ -95,7 +97,9 @@ def _alone(name: str, root: str) -> Iterator[None]:
     """Nobody else may run the campaign meanwhile, which the system tells by a lock in its folder; buckets have none."""
     with contextlib.ExitStack() as held:
         if "://" not in root:
-            handle = held.enter_context(Path(root, "running.lock").open("w"))
+            with saving(f"The campaign {name}", root):
+                Path(root).mkdir(parents=True, exist_ok=True)
+                handle = held.enter_context(Path(root, "running.lock").open("w"))
             with contextlib.suppress(OSError):  # where files cannot be locked
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,25 +149,24 @@ def _plan(recipe: Recipe, space: dict[str, Domain]) -> Plan:
     return Plan(recipe, space, recipe.tune.epochs or recipe.train.epochs, metric)
 
 
-def _open(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: bool) -> None:
-    """Write down what the campaign is, or look whether it is the one that was begun."""
-    uri, now = f"{root}/campaign.json", {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id}
+def _check_begun(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: bool) -> None:
+    """Look whether the campaign is the one that was begun, or new."""
     try:
-        before = read_json(uri)
+        before = read_json(f"{root}/{BEGUN}")
     except FileNotFoundError:
         if resume:
             raise ArtifactNotFoundError(
                 f"There is no campaign {name} in {root.rpartition('/')[0]} to resume: look at the names there, or run "
                 "`llmrec tune` without --resume."
             ) from None
-        write_json_atomic(uri, now)
         return
     if not resume:
         raise ConfigError(
             f"There is a campaign {name} in {root.rpartition('/')[0]} already: go on with it by --resume {name}, or "
             "choose another tune.name."
         )
-    changed = sorted(key for key in _changed(before["recipe"], now["recipe"]) if not key.startswith(MAY_DIFFER))
+    differing = _changed(before["recipe"], recipe.model_dump(mode="json"))
+    changed = sorted(key for key in differing if not key.startswith(MAY_DIFFER))
     if before["dataset"] != dataset.id:
         changed.append(f"the Dataset ({before['dataset']}, now {dataset.id})")
     if changed:
@@ -172,7 +175,6 @@ def _open(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: boo
             "data it was started with, or start another campaign."
         )
     Records(root).load()  # damaged ones are told of here, and not by the actor that reads them
-    write_json_atomic(uri, now)
 
 
 def _changed(before: Any, now: Any, path: str = "") -> list[str]:
