@@ -47,7 +47,7 @@ class TrainedModel:
 
     model_state: state dict of the `FusionRecommender`. encoder_state: the trained tensors of the encoder's
     backbone, by its names; empty when the encoder is frozen. epochs: metrics of every epoch, oldest first; epoch 0 is
-    the Bundle that training started from.
+    the Bundle that training started from. kept: names of the checkpoints in the run's folder, by epoch.
     """
 
     model_state: dict[str, Tensor]
@@ -55,6 +55,7 @@ class TrainedModel:
     epochs: list[dict[str, Any]]
     best_epoch: int
     seconds: float
+    kept: dict[int, str]
 
     @property
     def best(self) -> dict[str, Any]:
@@ -238,6 +239,10 @@ def _best(result: ray.train.Result, selection: str, seconds: float) -> TrainedMo
     return TrainedModel(
         model_state=_under(MODEL_PREFIX, weights), encoder_state=_under(BACKBONE_PREFIX, weights),
         epochs=state.epochs, best_epoch=int(metrics["epoch"]), seconds=seconds,
+        kept={
+            int(metrics["epoch"]): PurePosixPath(checkpoint.path).name
+            for checkpoint, metrics in result.best_checkpoints if "epoch" in metrics
+        },
     )
 
 

@@ -19,7 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from llmrec_ray.artifact import read_json
 from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import ClusterError, DiskFullError, LlmrecError, OutOfMemoryError
-from llmrec_ray.train import open_start, run_training, smaller, with_encoder_of
+from llmrec_ray.train import TrainedModel, open_start, run_training, smaller, with_encoder_of
 from llmrec_ray.tune.records import TrialRecord
 from llmrec_ray.tune.room import trials_per_machine
 
@@ -95,13 +95,24 @@ class _Leg:
         [inputs_ref] = ray.get(self.shared.get.remote(recipe.model_dump_json()))
         folder = run_folder(self.root, self.record, self.record.until)
         part = self.record.parts[-1] if self.record.parts else None
-        run_training(
+        trained = run_training(
             with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id,
             resume=_has_begun(folder), inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
             callbacks=[_ToJudge(self.judge, self.record.number, folder), _ToTune()],
             neighbours=trials_per_machine(self.recipe),
             start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
         )
+        self._tell_what_was_lost(trained, folder)
+
+    def _tell_what_was_lost(self, trained: TrainedModel, folder: str) -> None:
+        """Ray Train keeps a checkpoint before it calls `_ToJudge`: whoever was killed in between has told nobody."""
+        number = self.record.number
+        told = {entry["epoch"] for entry in ray.get(self.judge.record.remote(number)).epochs}
+        lost = min((entry["epoch"] for entry in trained.epochs if entry["epoch"] not in told), default=None)
+        for entry in trained.epochs:
+            if lost is not None and entry["epoch"] >= lost:
+                name = trained.kept.get(entry["epoch"])
+                ray.get(self.judge.report.remote(number, entry, None if name is None else f"{folder}/{name}"))
 
 
 @dataclass(frozen=True)
