@@ -83,6 +83,19 @@ def test_a_campaign_that_is_made_larger_takes_stopped_trials_up_again(tmp_path):
     assert larger.record(0).status == "paused" and not larger.is_over()
 
 
+def test_a_campaign_that_is_only_shown_again_takes_no_time(tmp_path):
+    judge, _ = judge_of(tmp_path, scheduler="asha", grace_epochs=1)
+    while (leg := judge.next_assignment()) is not None:
+        for epoch in range(1, leg.until + 1):
+            report(judge, leg.number, epoch, leg.number + epoch / 10)
+        judge.end_leg(leg.number)
+    judge.close()
+    again, _ = judge_of(tmp_path, scheduler="asha", grace_epochs=1)
+    assert again.is_over() and [record.status for record in again.close()] == ["stopped", "finished"]
+    clock = read_json(str(tmp_path / "campaign" / "clock.json"))
+    assert 0 < judge.seconds() == again.seconds() == clock["seconds"]
+
+
 def test_no_trial_starts_when_the_time_is_up_that_of_earlier_parts_included(tmp_path):
     write_json_atomic(str(tmp_path / "campaign" / "clock.json"), {"seconds": 60.0})
     judge, _ = judge_of(tmp_path, time_budget_s=60.0)

@@ -52,7 +52,8 @@ class Judge:
         self._records, self._plan = Records(root), plan
         self._trials = {record.number: _between_legs(record) for record in self._records.load()}
         self._active: dict[int, _Watch] = {}
-        self._clock, self._watch = f"{root}/clock.json", _Watch(before=_seconds_before(f"{root}/clock.json"))
+        self._clock, self._counted = f"{root}/clock.json", _seconds_before(f"{root}/clock.json")
+        self._watch = _Watch(before=self._counted)
         self._board = Board(root, plan.metric)
         self._gauges = _Gauges()
         self._problem: LlmrecError | None = None
@@ -143,8 +144,8 @@ class Judge:
         return records
 
     def seconds(self) -> float:
-        """Of the search so far, without the times when nobody ran it."""
-        return self._watch.seconds
+        """Of the search so far, without the times when nobody ran it, or nothing was trained any more."""
+        return self._counted
 
     def _next_leg(self) -> Leg | None:
         if self._problem is not None:
@@ -175,11 +176,11 @@ class Judge:
     def _keep(self, record: TrialRecord) -> bool:
         """Write a record down; whether it could be. What keeps it from being written ends the campaign, see `close`."""
         if (watch := self._active.get(record.number)) is not None:
-            record.seconds = watch.seconds
+            record.seconds, self._counted = watch.seconds, self._watch.seconds
         self._trials[record.number] = record
         try:
             self._records.save(record)
-            write_json_atomic(self._clock, {"seconds": self._watch.seconds})
+            write_json_atomic(self._clock, {"seconds": self._counted})
         except LlmrecError as error:
             self._problem = error
             return False
