@@ -10,7 +10,7 @@ import pytest
 from ray.tune.tune import _setup_signal_catching
 
 from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
-from llmrec_ray.config import override_recipe
+from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.tune import campaign
 from llmrec_ray.tune.confirm import _identity
@@ -44,8 +44,13 @@ def test_ctrl_c_stops_what_comes_after_the_search():
 def test_a_campaign_goes_on_on_other_machines_and_in_smaller_pieces(tmp_path):
     recipe = searched_recipe("train.sharding=none", "train.num_workers=1")
     elsewhere = override_recipe(recipe, MACHINES)
-    campaign._open(str(tmp_path), "spring", recipe, DATASET, resume=False)
-    campaign._open(str(tmp_path), "spring", elsewhere, DATASET, resume=True)
+    begun = {"recipe": recipe.model_dump(mode="json"), "dataset": DATASET.id}
+    write_json_atomic(f"{tmp_path}/{campaign.BEGUN}", begun)
+
+    def check(now: Recipe) -> None:
+        campaign._check_begun(str(tmp_path), "spring", now, DATASET, resume=True)
+
+    check(elsewhere)
     assert _identity(elsewhere, DATASET, "ndcg@10") == _identity(recipe, DATASET, "ndcg@10")
     with pytest.raises(ArtifactMismatchError, match=r"since train\.precision changed"):
-        campaign._open(str(tmp_path), "spring", override_recipe(recipe, ["train.precision=bf16"]), DATASET, resume=True)
+        check(override_recipe(recipe, ["train.precision=bf16"]))
