@@ -211,6 +211,17 @@ def test_a_mode_that_is_not_searched_is_that_of_all_that_is_compared(tiny_recipe
     assert found.base != late.base
 
 
+def test_late_fusion_is_judged_by_searched_weights_though_the_recipe_searches_none(tiny_recipe, dataset, bundle):
+    recipe = override_recipe(tiny_recipe, ["fusion.mode=feature"])
+    alone = WeightedFusion(bundle.calibration, {"neural": 1.0})
+    domains = {"fusion.mode": Choice(choice=("late", "feature"))}
+    found = search_policy(recipe, dataset, bundle, domains, modes={"late": alone, "feature": alone})
+    by_mode = {row["fusion.mode"]: row["value"] for row in found.table if "fusion.mode" in row}
+    late = search_policy(tiny_recipe, dataset, bundle, {})
+    assert by_mode["late"] == pytest.approx(late.value)
+    assert found.weights == late.weights != {"neural": 1.0}
+
+
 def test_what_cannot_be_judged_is_left_as_it_is_with_the_reason(tiny_recipe, dataset, bundle):
     domains = {"fusion.mode": Choice(choice=("late",)), "fusion.cold_scale": Uniform(uniform=(0.0, 1.0))}
     found = search_policy(tiny_recipe, dataset, bundle, domains)

@@ -72,6 +72,13 @@ def search_policy(
     return found
 
 
+def _fusing(recipe: Recipe, grids: Mapping[str, list[Any]]) -> Recipe:
+    """A recipe that ranks by the neural signal alone has no weights to search, but the other modes of the search do."""
+    if recipe.fusion.mode != "feature" or not {*grids.get(MODE, [])} - {"feature"}:
+        return recipe
+    return recipe.model_copy(update={"fusion": recipe.fusion.model_copy(update={"mode": "late"})})
+
+
 def check_bundle(recipe: Recipe, dataset: Dataset, bundle: Bundle) -> None:
     """Raises ArtifactMismatchError for a Bundle that was trained on another Dataset, and ConfigError for a recipe with
     another fusion mode, which the Bundle was not trained with."""
@@ -134,7 +141,7 @@ class _Search:
         left_out = _unusable(dataset, bundle, domains)
         grids = {key: grid(domain) for key, domain in domains.items() if key not in left_out}
         components = component_scores(recipe, dataset, bundle, _needed(recipe, bundle))
-        weights = choose_weights(recipe, dataset, bundle, components, bundle.calibration)
+        weights = choose_weights(_fusing(recipe, grids), dataset, bundle, components, bundle.calibration)
         own = policy_of(recipe, bundle)
         most = {str(name): n for name, n in own.candidates.items()}
         for key in grids:

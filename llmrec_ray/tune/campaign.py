@@ -270,9 +270,10 @@ def _found(
     _, domains = split_levels(recipe)
     wanted = domains.get("fusion.mode")
     named = dict.fromkeys((recipe.fusion.mode, *(wanted.choice if isinstance(wanted, Choice) else ())))
-    modes = fit_modes(recipe, dataset, bundle, [*named])
+    searched = with_settings(recipe, winner.settings_at(epoch))  # fitting a mode trains once more, as the winner was
+    modes = fit_modes(searched, dataset, bundle, [*named])
     return search_policy(
-        recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
+        searched, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
         modes={mode: fitted.fusion for mode, fitted in modes.items()},
     )
 
