@@ -46,7 +46,7 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
     """Train legs until the judge has none. Raises ClusterError when there is no room for a single trial."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune.tune").setLevel(logging.ERROR)  # when stopped, it would say how to restore its own state
+    logging.getLogger("ray.tune.tune").setLevel(logging.ERROR)  # when stopped, it tells how to restore its own state
     concurrent = concurrent_trials(recipe)
     trainable = ray.tune.with_parameters(
         run_leg, recipe_json=recipe.model_dump_json(), root=root, data_id=data_id, judge=judge, shared=shared
