@@ -144,7 +144,7 @@ def policy_stage(
         recipe, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance
     )
     uri = keep_policy(_workspace(recipe), bundle, found)
-    logger.info("To serve it: llmrec publish --policy %s", uri)
+    logger.info("To serve it with the newest index: llmrec publish, with the same recipe and --policy %s", uri)
     return found, uri
 
 

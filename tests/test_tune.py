@@ -34,6 +34,7 @@ from llmrec_ray.errors import (
 from llmrec_ray.stages import tuned_recipe
 from llmrec_ray.tune import best_overrides, trial, tune
 from llmrec_ray.tune.judge import Judge
+from llmrec_ray.tune.records import Records, TrialRecord
 from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.space import split_levels
 from llmrec_ray.tune.trial import run_leg
@@ -259,6 +260,16 @@ def test_a_campaign_of_another_recipe_cannot_be_resumed(tmp_path, dataset):
         "it was started with, or start another campaign.$"
     )):
         run_campaign(small(tmp_path, {"batch_size": 8}, trials=1, metric="hr@10"), dataset, resume="small")
+
+
+def test_a_campaign_cannot_be_made_smaller(tmp_path, dataset):
+    recipe = small(tmp_path, trials=1)
+    root = f"{recipe.workspace}/tune/small"
+    write_json_atomic(f"{root}/campaign.json", {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id})
+    for number in range(2):
+        Records(root).save(TrialRecord(number=number, settings={}, until=3, started_at="2026-01-01T00:00:00+00:00"))
+    with pytest.raises(ConfigError, match=r"^The campaign small has 2 trials already: set tune\.trials to 2 or more"):
+        run_campaign(recipe, dataset, resume="small")
 
 
 def test_a_cluster_without_room_for_a_trial_is_named_before_anything_is_written(tmp_path, dataset):

@@ -35,10 +35,14 @@ def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch
 
 
 def test_ctrl_c_stops_what_comes_after_the_search():
-    with _handlers_kept():
-        _setup_signal_catching()  # as a search does
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which an earlier test may have changed
+    try:
+        with _handlers_kept():
+            _setup_signal_catching()  # as a search does
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_campaign_goes_on_on_other_machines_and_in_smaller_pieces(tmp_path):

@@ -32,8 +32,8 @@ def test_a_winner_that_is_ahead_by_far_more_than_seeds_differ_is_better():
 
 def test_a_winner_that_is_ahead_by_less_than_seeds_differ_is_luck_even_on_all_of_them():
     found = paired(confirmation([0.11, 0.101, 0.13], [0.10, 0.1, 0.1]))
-    assert found.ahead == 3 and found.verdict == "not more than luck"
-    assert found.sentence("NDCG@10").endswith("95 % interval -0.0232 to +0.0505): not more than luck.")
+    assert found.ahead == 3 and found.verdict == "no difference shown"
+    assert found.sentence("NDCG@10").endswith("95 % interval -0.0232 to +0.0505): 3 seeds do not tell that from luck.")
 
 
 def test_a_winner_behind_on_every_seed_is_worse():
@@ -61,7 +61,7 @@ def test_without_a_seed_that_both_have_nothing_is_compared():
 
 def test_a_winner_that_is_the_recipe_is_not_better():
     found = paired(confirmation([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]))
-    assert found.verdict == "not more than luck" and found.mean == found.sd == 0.0
+    assert found.verdict == "no difference shown" and found.mean == found.sd == 0.0
 
 
 def test_figures_that_are_no_numbers_are_left_out():

@@ -60,7 +60,7 @@ def test_the_best_value_its_lead_and_whether_it_is_luck_stand_at_the_top(outcome
     text = text_of(outcome)
     best, recipe = outcome.winner, outcome.records[0]
     lead = max(e[METRIC] for e in best.epochs) - max(e[METRIC] for e in recipe.epochs)
-    assert f"Trial {best.number} of 16 is the best: validation NDCG@10 of the fused signals 0.1138, +{lead:.4f}" in text
+    assert f"Trial {best.number} is the best of 16: validation NDCG@10 of the fused signals 0.1138, +{lead:.4f}" in text
     assert "On fresh seeds: better" in text
     assert "The winner is better on 3 of 3 fresh seeds, by +0.0039 NDCG@10 on average" in text
     assert "The search saw 0.1142 NDCG@10 for the winner, fresh seeds give 0.1119 on the same split (−0.0023)" in text
@@ -147,7 +147,7 @@ def test_a_campaign_of_one_trial_makes_a_page():
 def test_a_campaign_of_which_all_trials_but_one_failed_makes_a_page():
     records = [failed(made_record(n), f"Reason {n}.", epochs=n % 2) for n in range(4)] + [made_record(4)]
     text = text_of(made_outcome(records))
-    assert "Trial 4 of 5 is the best" in text
+    assert "Trial 4 is the best of 5" in text
     assert "The recipe as it is gave no value to compare with." in text
     assert "1 trial with a value cannot tell which setting mattered: that takes at least 8." in text
 
@@ -172,7 +172,7 @@ def test_a_recipe_that_was_stopped_is_compared_with_what_the_winner_had_by_then(
 
 
 @pytest.mark.parametrize(("best", "said"), [
-    (2, "No configuration was better than the recipe as it is"), (4, "Trial 0 of 2 is the best"),
+    (2, "No configuration was better than the recipe as it is"), (4, "Trial 0 is the best of 2"),
 ])
 def test_a_trial_that_took_over_from_another_is_the_recipe_only_before(best, said):
     record = made_record(0, epochs=4)
@@ -240,7 +240,7 @@ def test_that_every_training_on_fresh_seeds_failed_is_not_called_a_lack_of_seeds
 
 @pytest.mark.parametrize(("found", "verdict"), [
     (Confirmation({101: 0.1}, {101: 0.09}), "one seed only"),
-    (Confirmation({101: 0.1, 102: 0.09}, {101: 0.09, 102: 0.1}), "not more than luck"),
+    (Confirmation({101: 0.1, 102: 0.09}, {101: 0.09, 102: 0.1}), "no difference shown"),
     (Confirmation({}, {101: 0.1}, failed={"winner-101": "It broke."}), "not compared"),
 ])
 def test_what_fresh_seeds_say_stands_beside_the_best_value(found, verdict):

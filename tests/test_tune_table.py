@@ -123,7 +123,7 @@ def test_settings_of_a_winner_that_took_over_others_are_those_of_its_best_epoch(
 def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
     outcome = made_outcome([made_record(0, epochs=2)])
     head = best_yaml(outcome).partition("\n\n")[0].splitlines()
-    assert head[0] == "# The best recipe of campaign spring: trial 0 of 1,"
+    assert head[0] == "# The best recipe of campaign spring: trial 0, the best of 1,"
     assert head[1].startswith("# validation NDCG@10 of the fused signals 0.0")
     assert head[2] == "# Other than in the recipe that was searched around:"
     assert any(line.startswith("#   model.dropout: ") and line.endswith("(was 0.2)") for line in head)

@@ -42,7 +42,8 @@ from llmrec_ray.policy import PolicyFound, search_policy
 from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.judge import Judge
-from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.luck import paired
+from llmrec_ray.tune.outcome import Confirmation, Outcome
 from llmrec_ray.tune.records import Records, TrialRecord, best_epoch, best_record, values_of
 from llmrec_ray.tune.report import write_outcome
 from llmrec_ray.tune.room import concurrent_trials
@@ -79,9 +80,12 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     root = campaign_root(workspace, name)
+    recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"name": name})})
     plan = _plan(recipe, split_levels(recipe)[0])
     concurrent = concurrent_trials(recipe)
     _check_begun(root, name, recipe, dataset, resume=resume is not None)
+    if (tried := len(Records(root).load())) > plan.trials:
+        raise ConfigError(f"The campaign {name} has {tried} trials already: set tune.trials to {tried} or more.")
     logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
                 plan.trials, concurrent, root, name)
     with _alone(name, root), _says_how_to_go_on(name, root):
@@ -174,7 +178,6 @@ def _check_begun(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resu
             f"The campaign {name} cannot be resumed, since {', '.join(changed[:NAMED])} changed: use the recipe and "
             "data it was started with, or start another campaign."
         )
-    Records(root).load()  # damaged ones are told of here, and not by the actor that reads them
 
 
 def _changed(before: Any, now: Any, path: str = "") -> list[str]:
@@ -231,10 +234,12 @@ def _finish(
         return outcome
     logger.info("winner and recipe are trained again with the seeds %s, which the search has not seen",
                 ", ".join(map(str, recipe.tune.fresh_seeds)))
-    return replace(outcome, confirmation=confirm(
+    confirmation = confirm(
         recipe, best, dataset, workspace, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
         score_test=recipe.tune.score_test, concurrent=concurrent_trials(recipe),
-    ))
+    )
+    logger.info("%s", paired(confirmation).sentence(recipe.tune.metric))
+    return replace(outcome, confirmation=confirmation)
 
 
 def _label(plan: Plan) -> str:
@@ -282,6 +287,17 @@ def _parsed(overrides: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in (override.partition("=") for override in overrides)}
 
 
+def _fresh(confirmation: Confirmation | None) -> dict[str, Any] | None:
+    if confirmation is None:
+        return None
+    found = paired(confirmation)
+    return {
+        "winner": {str(seed): value for seed, value in confirmation.winner.items()},
+        "recipe": {str(seed): value for seed, value in confirmation.default.items()},
+        "difference": found.mean, "verdict": found.verdict, "test": confirmation.test,
+    }
+
+
 def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
     best = max(values_of(outcome.winner, outcome.metric))
     artifact = create_artifact(
@@ -291,7 +307,8 @@ def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
             "name": outcome.name, "metric": outcome.label, "value": best, "trials": len(outcome.records),
             "failed": sum(record.status == "failed" for record in outcome.records),
             "epochs": sum(record.done for record in outcome.records), "winner": outcome.winner.number,
-            "overrides": outcome.overrides, "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
+            "fresh_seeds": _fresh(outcome.confirmation), "overrides": outcome.overrides,
+            "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
         },
     )
     workspace.set_latest("campaign", artifact.uri)

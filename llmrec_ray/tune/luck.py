@@ -17,7 +17,7 @@ from llmrec_ray.tune.outcome import Confirmation
 
 __all__ = ["Gap", "Paired", "gap", "paired"]
 
-Verdict: TypeAlias = Literal["better", "worse", "not more than luck", "one seed only", "not compared"]
+Verdict: TypeAlias = Literal["better", "worse", "no difference shown", "one seed only", "not compared"]
 CONFIDENCE = 0.95
 
 
@@ -49,7 +49,7 @@ class Paired:
             return "one seed only"
         if self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "not more than luck"
+        return "worse" if self.high < 0 else "no difference shown"
 
     def sentence(self, metric: str) -> str:
         """The comparison in words. metric: as people know it, such as NDCG@10."""
@@ -63,7 +63,7 @@ class Paired:
         spread = f"on average (standard deviation {self.sd:.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f})"
         said: dict[Verdict, str] = {
             "better": "more than the luck of the seed", "worse": "the recipe as it is does better",
-            "not more than luck": "not more than luck",
+            "no difference shown": f"{n} seeds do not tell that from luck",
         }
         return f"{counted} {spread}: {said[self.verdict]}."
 

@@ -48,7 +48,8 @@ def best_yaml(outcome: Outcome) -> str:
         f"  {key}: {after} (was {before})" for key, before, after in changed_settings(outcome) if before != after
     ]
     return recipe_yaml(_loadable(outcome.best_recipe), [
-        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number} of {len(outcome.records)},",
+        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number}, the best of "
+        f"{len(outcome.records)},",
         f"{outcome.label} {value:.4f}.",
         *(["Other than in the recipe that was searched around:", *changes] if changes else []),
         "Train it with: llmrec train --config best.yaml",

@@ -7,6 +7,7 @@ starts a new experiment on the same records.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -64,7 +65,7 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
             callbacks=[JsonLoggerCallback(), _Progress(judge, plan)],
         ),
     )
-    with _handlers_kept():
+    with _handlers_kept(), contextlib.redirect_stdout(io.StringIO()):  # Ray Tune's boxes, which know nothing of legs
         tuner.fit()
 
 
