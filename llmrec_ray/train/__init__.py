@@ -6,6 +6,7 @@ from llmrec_ray.train.inputs import LateFusion, TrainingInputs, build_recommende
 from llmrec_ray.train.memory import smaller
 from llmrec_ray.train.run import TrainedModel, run_training
 from llmrec_ray.train.warm import center_of, open_start, with_encoder_of
+from llmrec_ray.train.workers import share_cores
 
 __all__ = [
     "LateFusion",
@@ -17,6 +18,7 @@ __all__ = [
     "fit_modes",
     "open_start",
     "run_training",
+    "share_cores",
     "smaller",
     "train_bundle",
     "with_encoder_of",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmrec_ray.model import Peers
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "share_cores"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,13 @@ class Workers:
 
     def share_cores(self) -> None:
         """Give each process on this machine its part of the cores, so that threads do not fight."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        torch.set_num_threads(max(1, cores // (self.local_world_size * self.neighbours)))
+        share_cores(self.local_world_size * self.neighbours)
+
+
+def share_cores(processes: int) -> None:
+    """Let this process compute with its part of the machine's cores: two that take all are many times slower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    torch.set_num_threads(max(1, cores // processes))
 
 
 def _gather(vectors: Tensor) -> Tensor:

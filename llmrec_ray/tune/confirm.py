@@ -31,7 +31,7 @@ from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, LlmrecError, OutOfMemoryError
 from llmrec_ray.evaluate import validation_value
-from llmrec_ray.train import open_start, smaller, train_bundle
+from llmrec_ray.train import open_start, share_cores, smaller, train_bundle
 from llmrec_ray.tune.look import look_at_test
 from llmrec_ray.tune.outcome import Confirmation
 from llmrec_ray.tune.room import trials_per_machine
@@ -208,6 +208,7 @@ def _result(done: ray.ObjectRef, job: _Job) -> FreshRun:
 def _train_and_measure(job: _Job, raw_text: FloatArray | None) -> FreshRun:
     """What a Ray task runs, again when its process was lost."""
     started = time.monotonic()
+    share_cores(trials_per_machine(job.recipe))  # fusion is fitted in this process, beside those of the other tasks
     dataset = Dataset.open(job.dataset_uri, verify=False)
     bundle = Bundle.open(_train(job, dataset, raw_text).uri, verify=False)
     return FreshRun(
