@@ -10,7 +10,7 @@ SERVE ?= 1
 TUNE ?= 0
 ARGS ?=
 
-.PHONY: install demo check test test-drills clean
+.PHONY: install demo check test test-drills test-campaigns clean
 
 install: $(STAMP)
 
@@ -30,10 +30,13 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	$(BIN)/pytest -m 'not drill' $(ARGS)
+	$(BIN)/pytest -m 'not drill and not campaign' $(ARGS)
 
 test-drills: install
 	$(BIN)/pytest -m drill $(ARGS)
+
+test-campaigns: install
+	$(BIN)/pytest -m campaign $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
