@@ -108,14 +108,14 @@ def test_a_trial_that_fails_is_kept_with_its_reason_and_the_others_go_on(tmp_pat
     assert campaign.manifest.metrics["winner"] == 0 and campaign.manifest.metrics["failed"] == 1
 
 
-@pytest.mark.drill
+@pytest.mark.campaign
 def test_when_every_trial_fails_the_first_reason_is_given(tmp_path, dataset):
     recipe = small(tmp_path, {"learning_rate": 1e30, "gradient_clip": 1e30}, trials=1)
     with pytest.raises(TrainingError, match=r"^All 1 trials failed; the first said: The loss was not finite at"):
         run_campaign(recipe, dataset)
 
 
-@pytest.mark.drill
+@pytest.mark.campaign
 def test_a_finished_campaign_that_is_resumed_trains_nothing_and_a_larger_one_only_what_is_new(tmp_path, dataset):
     recipe = small(tmp_path, algorithm="random")
     first = run_campaign(recipe, dataset)
@@ -127,7 +127,7 @@ def test_a_finished_campaign_that_is_resumed_trains_nothing_and_a_larger_one_onl
     assert table["trial"].max() == 2
 
 
-@pytest.mark.drill
+@pytest.mark.campaign
 def test_population_based_training_takes_over_weights_and_settings(tmp_path, dataset):
     recipe = small(
         tmp_path, {"epochs": 4}, trials=3, scheduler="pbt", pbt={"every_epochs": 2}, algorithm="random"
@@ -139,7 +139,7 @@ def test_population_based_training_takes_over_weights_and_settings(tmp_path, dat
     assert changed["train.learning_rate"].max() == 2
 
 
-@pytest.mark.drill
+@pytest.mark.campaign
 def test_settings_that_need_no_training_are_searched_on_the_winners_scores(tmp_path, dataset):
     search = {"fusion.mode": {"choice": ["late", "feature"]}, "retrieval.candidates.neural": {"choice": [5, 10]}}
     campaign = run_campaign(small(tmp_path, search=search), dataset)

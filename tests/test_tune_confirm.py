@@ -217,7 +217,7 @@ def test_what_needs_no_training_is_not_trained_for(recipe, dataset, tmp_path, bo
     assert ours.policy.weights == {"item_item": 1.0} != theirs.policy.weights
 
 
-@pytest.mark.drill
+@pytest.mark.campaign
 def test_seeds_are_run_in_turn_and_texts_are_read_once_for_all_of_them(tiny_recipe, board_folder, tmp_path):
     recipe = override_recipe(
         tiny_recipe, [f"workspace={tmp_path}/work", "train.epochs=1", "train.sharding=none", "train.num_workers=1"]
