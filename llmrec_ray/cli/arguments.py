@@ -45,13 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verb("train", "A Dataset -> a Bundle, with Ray Train.")
     _artifact_options(train, "dataset")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
-    tune = verb("tune", "Search what the recipe's tune section names, with Ray Tune.")
-    _artifact_options(tune, "dataset", "bundle")
-    tune.add_argument("--resume", metavar="NAME", help="go on with a campaign that was stopped, or make it larger")
-    tune.add_argument(
-        "--policy-only", action="store_true",
-        help="train nothing: search what needs no training on stored scores of a bundle, in seconds",
-    )
+    _tune_options(verb("tune", "Search what the recipe's tune section names, with Ray Tune."))
     _artifact_options(verb("index", "A Bundle -> an Index for retrieval."), "bundle")
     _evaluate_options(verbs)
     publish = verb("publish", "Dataset + Bundle + Index -> the current Release.")
@@ -98,6 +92,15 @@ def _check_tune(arguments: argparse.Namespace) -> None:
         raise ConfigError("--policy-only trains nothing that could be resumed: leave out --resume.")
     if arguments.bundle and not arguments.policy_only:
         raise ConfigError("A campaign trains its own bundles: leave out --bundle, or search one with --policy-only.")
+
+
+def _tune_options(parser: argparse.ArgumentParser) -> None:
+    _artifact_options(parser, "dataset", "bundle")
+    parser.add_argument("--resume", metavar="NAME", help="go on with a campaign that was stopped, or make it larger")
+    parser.add_argument(
+        "--policy-only", action="store_true",
+        help="train nothing: search what needs no training on stored scores of a bundle, in seconds",
+    )
 
 
 def _import_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -36,6 +36,7 @@ from llmrec_ray.tune.look import look_at_test
 from llmrec_ray.tune.outcome import Confirmation
 from llmrec_ray.tune.room import trials_per_machine
 from llmrec_ray.tune.shared import text_of
+from llmrec_ray.tune.trial import has_begun, in_a_line
 from llmrec_ray.types import FloatArray
 
 __all__ = ["FreshRun", "confirm"]
@@ -201,7 +202,7 @@ def _result(done: ray.ObjectRef, job: _Job) -> FreshRun:
         run: FreshRun = ray.get(done)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        return FreshRun(arm=job.arm, seed=job.recipe.seed, identity=job.identity, reason=_in_a_line(cause))
+        return FreshRun(arm=job.arm, seed=job.recipe.seed, identity=job.identity, reason=in_a_line(cause))
     return run
 
 
@@ -233,23 +234,10 @@ def _go_on_or_begin(job: _Job, recipe: Recipe, dataset: Dataset, raw_text: Float
         train_bundle, recipe, dataset, raw_text, Workspace(job.uri), start=open_start(recipe), run_dir=job.run_dir,
         show_progress=False, neighbours=trials_per_machine(recipe),
     )
-    if _has_begun(job.run_dir):
+    if has_begun(job.run_dir):
         with contextlib.suppress(ArtifactMismatchError, CorruptArtifactError):
             return train(resume=True)
     return train()
-
-
-def _has_begun(run_dir: str) -> bool:
-    try:
-        read_json(f"{run_dir}/run.json")
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _in_a_line(error: BaseException) -> str:
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return last if isinstance(error, LlmrecError) else f"{type(error).__name__}: {last}"
 
 
 def _said(run: FreshRun, metric: str) -> str:

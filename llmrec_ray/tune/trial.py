@@ -23,7 +23,7 @@ from llmrec_ray.train import TrainedModel, open_start, run_training, smaller, wi
 from llmrec_ray.tune.records import TrialRecord
 from llmrec_ray.tune.room import trials_per_machine
 
-__all__ = ["run_folder", "run_leg", "trial_recipe"]
+__all__ = ["has_begun", "in_a_line", "run_folder", "run_leg", "trial_recipe"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,21 @@ def run_folder(root: str, record: TrialRecord, epoch: int) -> str:
     return f"{root}/trials/{record.number:05d}{f'-{part}' if part else ''}"
 
 
+def has_begun(folder: str) -> bool:
+    """Whether there is a training run in a folder that can be resumed."""
+    try:
+        read_json(f"{folder}/run.json")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def in_a_line(error: BaseException) -> str:
+    """The last line of an error, which says what happened; of one that is not meant for people, after its name."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if isinstance(error, LlmrecError) and lines else f"{type(error).__name__}: {(lines or [''])[-1]}"
+
+
 @dataclass(frozen=True)
 class _Leg:
     recipe: Recipe
@@ -88,7 +103,7 @@ class _Leg:
             less = smaller(recipe)
             if self.record.retried is not None or less is None:
                 raise
-            ray.get(self.judge.retry.remote(self.record.number, _in_a_line(error)))
+            ray.get(self.judge.retry.remote(self.record.number, in_a_line(error)))
             self._train(less)
 
     def _train(self, recipe: Recipe) -> None:
@@ -97,7 +112,7 @@ class _Leg:
         part = self.record.parts[-1] if self.record.parts else None
         trained = run_training(
             with_encoder_of(recipe, open_start(recipe)), ray.get(inputs_ref), folder, data_id=self.data_id,
-            resume=_has_begun(folder), inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
+            resume=has_begun(folder), inputs_ref=inputs_ref, verdict=_Until(self.record.until), show_progress=False,
             callbacks=[_ToJudge(self.judge, self.record.number, folder), _ToTune()],
             neighbours=trials_per_machine(self.recipe),
             start_from=None if part is None else part.checkpoint, keep_all=self.recipe.tune.scheduler == "pbt",
@@ -155,7 +170,7 @@ def _tell(judge: ActorHandle, number: int, error: Exception) -> None:
     if isinstance(error, DiskFullError | ClusterError):
         ray.get(judge.stop.remote(number, error))
     else:
-        ray.get(judge.fail.remote(number, _in_a_line(error)))
+        ray.get(judge.fail.remote(number, in_a_line(error)))
 
 
 def _told_in_a_task(error: Exception) -> Exception:
@@ -163,16 +178,3 @@ def _told_in_a_task(error: Exception) -> Exception:
     while isinstance(error, ray.exceptions.RayTaskError):
         error = error.cause
     return error
-
-
-def _has_begun(folder: str) -> bool:
-    try:
-        read_json(f"{folder}/run.json")
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _in_a_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if isinstance(error, LlmrecError) and lines else f"{type(error).__name__}: {(lines or [''])[-1]}"
