@@ -296,12 +296,13 @@ def test_an_int8_bundle_is_gone_on_from_around_the_centre_it_was_trained_with(
 @pytest.mark.drill
 def test_trials_start_from_the_bundle_too(start, after, tiny_encoder, workspace, ray_session):
     recipe = board_recipe(
-        after, workspace=workspace, encoder={"model": str(tiny_encoder)}, tune={"trials": 1, "epochs": 2},
+        after, workspace=workspace, encoder={"model": str(tiny_encoder)},
+        tune={"trials": 1, "epochs": 2, "fresh_seeds": [], "score_test": False},
         train={"num_workers": 1, "sharding": "none", "warm_start": start.uri},
     )
     ingest(recipe, after, Workspace(workspace), use_ray=False)
     campaign = tune_stage(recipe)
-    assert pl.read_parquet(campaign.path / "epochs.parquet")["epoch"].to_list() == [0, 1, 2]
+    assert pl.read_parquet(campaign.path / "results.parquet")["epoch"].to_list() == [0, 1, 2]
 
 
 def test_the_command_line_refuses_another_architecture_in_one_line(capsys, start, after, tiny_encoder, workspace):
