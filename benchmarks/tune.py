@@ -8,7 +8,7 @@ split; the test split is not read. Trials train with one process, two at once, a
 winner is held against. Overrides change all of these recipes.
 
     full    every trial to its last epoch
-    asha    the same trials, of which the best third goes on at each rung: epochs spent, and how near its best comes
+    asha    the same trials, of which the best half goes on at each rung: epochs spent, and how near its best comes
     seeds   asha's winner and the packaged recipe, trained anew on seeds that no search has seen, by the served pipeline
     policy  the weights of five signals, searched on stored scores
 

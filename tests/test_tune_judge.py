@@ -78,7 +78,7 @@ def test_a_campaign_that_is_made_larger_takes_stopped_trials_up_again(tmp_path):
         judge.end_leg(leg.number)
     records = judge.close()
     assert [record.status for record in records] == ["stopped", "finished"]
-    assert records[0].reason == "epoch 1: 0.1000 is 2nd of 2 trials; the best third have 0.2000 or more"
+    assert records[0].reason == "epoch 1: 0.1000 is 2nd of 2 trials; the best half have 0.2000 or more"
     larger, _ = judge_of(tmp_path, scheduler="asha", grace_epochs=1, trials=3)
     assert larger.record(0).status == "paused" and not larger.is_over()
 

@@ -109,7 +109,7 @@ def test_the_best_recipe_stands_on_the_page_as_it_is_written(page):
 
 def test_how_the_campaign_was_made_is_said(outcome):
     text = text_of(outcome)
-    for said in ("Optuna's TPE", "ASHA: from epoch 2, one in 3 goes on", "101, 102, 103", "5 min 12 s", "4.0 s a trial",
+    for said in ("Optuna's TPE", "ASHA: from epoch 2, one in 2 goes on", "101, 102, 103", "5 min 12 s", "4.0 s a trial",
                  "of 144 with every trial to its end", "llmrec_ray 0."):
         assert said in text
 

@@ -13,7 +13,7 @@ from llmrec_ray.tune.pbt import Exploit, next_step
 from llmrec_ray.tune.records import Part, TrialRecord
 
 METRIC = "fused_ndcg@10"
-HALF, THIRD = TuneConfig(reduction_factor=2), TuneConfig()
+HALF, THIRD = TuneConfig(), TuneConfig(reduction_factor=3)
 PBT = TuneConfig(scheduler="pbt")
 scores = st.lists(st.integers(0, 6).map(lambda place: place / 10), min_size=1, max_size=14)
 

@@ -23,7 +23,7 @@ __all__ = ["Choice", "Domain", "IntRange", "LogUniform", "PbtConfig", "TuneConfi
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PBT_DEFAULT_EPOCHS, PBT_QUANTILE = 2, 0.25
-GRACE_EPOCHS, REDUCTION_FACTOR = 2, 3
+GRACE_EPOCHS, REDUCTION_FACTOR = 2, 2
 POLICY_KEYS = frozenset({"fusion.mode", "fusion.cold_scale", "retrieval.merge", "retrieval.max_candidates"})
 POLICY_PREFIX = "retrieval.candidates."
 
