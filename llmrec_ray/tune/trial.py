@@ -103,7 +103,7 @@ class _Leg:
             less = smaller(recipe)
             if self.record.retried is not None or less is None:
                 raise
-            ray.get(self.judge.retry.remote(self.record.number, in_a_line(error)))
+            ray.get(self.judge.retry.remote(self.record.number, _without_resume(in_a_line(error))))
             self._train(less)
 
     def _train(self, recipe: Recipe) -> None:
@@ -170,7 +170,15 @@ def _tell(judge: ActorHandle, number: int, error: Exception) -> None:
     if isinstance(error, DiskFullError | ClusterError):
         ray.get(judge.stop.remote(number, error))
     else:
-        ray.get(judge.fail.remote(number, in_a_line(error)))
+        ray.get(judge.fail.remote(number, _without_resume(in_a_line(error))))
+
+
+def _without_resume(said: str) -> str:
+    """Without the remedy that speaks of `train --resume`, as errors of training have it after a colon or as a sentence:
+    a campaign does not take a failed trial up again, and one that is retried goes on by itself."""
+    before, resume, after = said.partition("--resume")
+    place = max(before.rfind(": "), before.rfind(". "))
+    return f"{before[:place]}.{after.partition('.')[2]}" if resume and place >= 0 else said
 
 
 def _told_in_a_task(error: Exception) -> Exception:
