@@ -29,7 +29,7 @@ def failure(capsys, *argv: str) -> tuple[int, str]:
 def test_an_unknown_key_exits_with_2_and_names_the_key(capsys):
     status, message = failure(capsys, "train", "--recipe", "movielens-100k", "train.epoch=3")
     assert status == 2
-    assert "llmrec train: recipe movielens-100k is not a valid recipe:" in message
+    assert "llmrec train: The override train.epoch=3 is not valid for recipe movielens-100k:" in message
     assert "did you mean 'epochs'?" in message
 
 

@@ -1,12 +1,13 @@
 """Recipes: packaged names, files, dotted overrides, and the text of every refusal."""
 
+import re
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from llmrec_ray.config import Recipe, load_recipe, recipe_names
+from llmrec_ray.config import Recipe, load_recipe, overridden_workspace, override_recipe, recipe_names
 from llmrec_ray.errors import ConfigError
 
 
@@ -51,6 +52,64 @@ def test_an_unknown_key_without_a_near_name_lists_the_known_ones():
 
 def test_a_bad_value_is_shown_with_its_key():
     assert "train.epochs: Input should be greater than 0 (got -1)" in refusal("train.epochs=-1")
+
+
+def test_an_unknown_name_in_a_mapping_is_refused_like_an_unknown_key():
+    assert refusal("retrieval.candidates.nerual=3").endswith(
+        "\n  retrieval.candidates.nerual: unknown key; did you mean 'neural'?"
+    )
+    assert refusal("fusion.weights={zzz: 1}").endswith(
+        "\n  fusion.weights.zzz: unknown key; known keys: item_item, ncf, neural, popularity, text"
+    )
+
+
+@pytest.mark.parametrize(("overrides", "head"), [
+    (["name=shop", "train.epochs=-1"], "The override train.epochs=-1 is not valid for recipe movielens-100k:"),
+    (["fusion.mode=cascade", "name=shop", "fusion.cascade.keep=5"],
+     "The overrides fusion.mode=cascade fusion.cascade.keep=5 are not valid for recipe movielens-100k:"),
+    (["train.epochs=-1", "name=shop", "index.zzz=3"],
+     "The overrides train.epochs=-1 index.zzz=3 are not valid for recipe movielens-100k:"),
+    (["train.epochs=-1", "train.epochs=-1"],
+     "The overrides train.epochs=-1 train.epochs=-1 are not valid for recipe movielens-100k:"),
+    ([f"evaluate.zzz={'x' * 80}"],
+     f"The override evaluate.zzz={'x' * 66}… is not valid for recipe movielens-100k:"),
+])
+def test_the_overrides_that_are_to_blame_are_named(overrides, head):
+    assert refusal(*overrides).splitlines()[0] == head
+
+
+def test_an_override_of_a_recipe_that_is_loaded_is_to_blame_too():
+    with pytest.raises(ConfigError) as caught:
+        override_recipe(load_recipe("movielens-100k"), ["seed=3", "train.epochs=-1"])
+    assert str(caught.value).startswith("The override train.epochs=-1 is not valid for recipe movielens-100k:\n")
+
+
+def test_a_file_that_is_wrong_by_itself_is_to_blame_unless_overrides_mend_it(tmp_path):
+    path = tmp_path / "shop.yaml"
+    path.write_text("name: shop\ndata: {interactions: {paths: [a.csv]}}\nfusion: {item_vector: id}\nseed: -1\n")
+    assert refusal("train.epochs=0", config=path) == (
+        f"{path} is not a valid recipe:\n  seed: Input should be greater than or equal to 0 (got -1)\n  "
+        "train.epochs: Input should be greater than 0 (got 0)"
+    )
+    assert refusal(config=path).startswith(f"{path} is not a valid recipe:\n  seed: ")
+    assert load_recipe(config=path, overrides=["seed=1"]).seed == 1
+
+
+@pytest.mark.parametrize(("overrides", "workspace"), [
+    ([], None), (["seed=3"], None), (["workspace=a", "workspace='/b c'"], "/b c"), (["workspace=x/{name}"], "x/{name}"),
+])
+def test_a_workspace_is_read_from_overrides_alone(overrides, workspace):
+    assert overridden_workspace(overrides) == workspace
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("workspace=3", "Input should be a valid string"),
+    ("workspace=w*", "the folder w* has * in its name, which stands for other names in paths: choose another folder"),
+])
+def test_a_workspace_that_is_none_is_refused_without_a_recipe_too(override, said):
+    with pytest.raises(ConfigError) as caught:
+        overridden_workspace([override])
+    assert str(caught.value) == f"The override of workspace is not valid: {said}."
 
 
 def test_rules_across_fields_name_the_remedy():
@@ -128,7 +187,9 @@ def test_rules_across_fields_name_the_remedy():
      "serve.encoder: min_replicas 3 is above max_replicas 2: raise max_replicas"),
 ])
 def test_a_recipe_that_would_only_fail_or_do_nothing_later_is_refused_at_once(overrides, message):
-    assert refusal(*overrides) == f"recipe movielens-100k is not a valid recipe:\n  {message}"
+    head, _, lines = refusal(*overrides).partition("\n  ")
+    assert re.match(r"The overrides? .+ (is|are) not valid for recipe movielens-100k:$", head)
+    assert lines == message
 
 
 @pytest.mark.parametrize("override", [
@@ -193,6 +254,7 @@ def test_credentials_in_a_uri_are_refused_without_being_shown(override):
     message = refusal(override)
     assert "the URI carries credentials, which would be written into every artifact: take them out" in message
     assert "SECRET" not in message and "KEY" not in message
+    assert message.startswith(f"The override {override.partition('=')[0]}=… is not valid for ")
 
 
 @pytest.mark.parametrize("folder", ["runs/[a]", "/data/w*", "what?"])

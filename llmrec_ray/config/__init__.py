@@ -18,7 +18,7 @@ from llmrec_ray.config.encoder import EncoderConfig, Pooling
 from llmrec_ray.config.evaluate import BaselineName, EvaluateConfig
 from llmrec_ray.config.events import EventsConfig
 from llmrec_ray.config.keys import ApiKey
-from llmrec_ray.config.load import load_recipe, override_recipe, recipe_names, validate_recipe
+from llmrec_ray.config.load import load_recipe, overridden_workspace, override_recipe, recipe_names, validate_recipe
 from llmrec_ray.config.model import CascadeConfig, ContextConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.search import as_override, check_campaign, domain_of, with_settings
@@ -101,6 +101,7 @@ __all__ = [
     "domain_of",
     "load_recipe",
     "needs_no_training",
+    "overridden_workspace",
     "override_recipe",
     "recipe_names",
     "validate_recipe",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,14 +12,18 @@ from llmrec_ray.config.recipe import Recipe
 
 __all__ = ["explain", "near_keys"]
 
+OF_KEY = "[key]"
+"""Where pydantic finds a mapping's key wrong, not its value."""
+
 
 def explain(error: ValidationError, tree: dict[str, Any]) -> list[str]:
     """One line for each problem: key, what is wrong, the value or the remedy. tree: what was validated."""
     lines = []
     for problem in error.errors():
-        path = _as_written(problem["loc"], tree)
+        is_key = problem["type"] == "literal_error" and problem["loc"][-1] == OF_KEY
+        path = _as_written(problem["loc"][:-1] if is_key else problem["loc"], tree)
         key = ".".join(path) or "recipe"
-        if problem["type"] == "extra_forbidden":
+        if is_key or problem["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key{near_keys(path)}")
         elif problem["type"] == "value_error":
             lines.append(f"{key}: {problem['ctx']['error']}")
@@ -53,14 +57,19 @@ def _as_written(location: Sequence[str | int], tree: Any) -> list[str]:
 
 
 def _keys_at(parents: Iterable[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
+    """Fields of the section there, or the names that a mapping takes; none where any would do."""
+    kind: Any = Recipe
     for part in parents:
         if part.isdigit():
             continue
-        field = section.model_fields.get(part)
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
-    return sorted(section.model_fields)
+        field = kind.model_fields.get(part) if _is_model(kind) else None
+        candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        kind = next((one for one in candidates if _is_model(one) or get_origin(one) is dict), None)
+    if _is_model(kind):
+        return sorted(kind.model_fields)
+    names = get_args(get_args(kind)[0]) if get_origin(kind) is dict else ()
+    return sorted(str(name) for name in names)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from llmrec_ray.config.explain import explain
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.search import search_problems
+from llmrec_ray.config.section import has_credentials
 from llmrec_ray.errors import ConfigError
 
-__all__ = ["load_recipe", "override_recipe", "recipe_names", "validate_recipe"]
+__all__ = ["load_recipe", "overridden_workspace", "override_recipe", "recipe_names", "validate_recipe"]
+
+OVERRIDE_WIDTH = 80
 
 
 def recipe_names() -> list[str]:
@@ -29,36 +33,87 @@ def load_recipe(
 ) -> Recipe:
     """Load a packaged recipe (`name`) or a file (`config`) and apply overrides such as `train.epochs=3`.
 
-    Raises ConfigError naming the key, the value and the remedy.
+    Raises ConfigError naming the key, the value and the remedy, and the override where one is to blame.
     """
     origin, text = _read(name, config)
-    tree = _parse_yaml(text, origin)
-    for override in overrides:
-        _apply(tree, override)
-    return validate_recipe(tree, origin)
+    return _overridden(_parse_yaml(text, origin), overrides, origin)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe with dotted overrides applied and everything validated again. Raises ConfigError."""
-    tree = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply(tree, override)
-    return validate_recipe(tree, f"recipe {recipe.name}")
+    return _overridden(recipe.model_dump(mode="json"), overrides, f"recipe {recipe.name}")
+
+
+def overridden_workspace(overrides: Sequence[str]) -> str | None:
+    """The workspace that overrides of a recipe name, as they write it; None when they name none. Raises ConfigError."""
+    tree = _with({}, overrides)
+    if "workspace" not in tree:
+        return None
+    field = Recipe.model_fields["workspace"]
+    kind: Any = Annotated[(field.annotation, *field.metadata)]
+    try:
+        return str(TypeAdapter(kind).validate_python(tree["workspace"]))
+    except ValidationError as error:
+        [problem, *_] = error.errors()
+        said = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+        raise ConfigError(f"The override of workspace is not valid: {said}.") from None
 
 
 def validate_recipe(tree: dict[str, Any], origin: str) -> Recipe:
     """Validate a parsed recipe; `origin` names it in messages. Raises ConfigError."""
+    found = _checked(tree)
+    if isinstance(found, Recipe):
+        return found
+    raise ConfigError(_lines(f"{origin} is not a valid recipe:", found))
+
+
+def _checked(tree: dict[str, Any]) -> Recipe | list[str]:
+    """The recipe, or what is wrong with it, one line each."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_lines(origin, explain(error, tree))) from None
+        return explain(error, tree)
     if problems := search_problems(recipe):
-        raise ConfigError(_lines(origin, problems))
+        return problems
     return recipe.model_copy(update={"workspace": recipe.workspace.replace("{name}", recipe.name)})
 
 
-def _lines(origin: str, problems: Sequence[str]) -> str:
-    return "\n  ".join([f"{origin} is not a valid recipe:", *problems])
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
+    """What is wrong is put down to overrides when the recipe is valid without them."""
+    found = _checked(_with(tree, overrides))
+    if isinstance(found, Recipe):
+        return found
+    if not overrides or isinstance(_checked(tree), list):
+        raise ConfigError(_lines(f"{origin} is not a valid recipe:", found))
+    blamed = _blamed(tree, overrides, found)
+    noun, verb = ("override", "is") if len(blamed) == 1 else ("overrides", "are")
+    shown = " ".join(_shown(override) for override in blamed)
+    raise ConfigError(_lines(f"The {noun} {shown} {verb} not valid for {origin}:", found))
+
+
+def _blamed(tree: dict[str, Any], overrides: Sequence[str], problems: Sequence[str]) -> list[str]:
+    """Those without which a problem would not be there; all, when that cannot be told, as when two say the same."""
+    blamed = []
+    for place, override in enumerate(overrides):
+        try:
+            left = _checked(_with(tree, [*overrides[:place], *overrides[place + 1:]]))
+        except ConfigError:  # another override needs it
+            left = []
+        if not {*problems} <= {*(left if isinstance(left, list) else ())}:
+            blamed.append(override)
+    return blamed or [*overrides]
+
+
+def _shown(override: str) -> str:
+    """In a message: not too long, and without credentials."""
+    key = override.partition("=")[0]
+    if has_credentials(override):
+        return f"{key}=…"
+    return override if len(override) <= OVERRIDE_WIDTH else f"{override[:OVERRIDE_WIDTH - 1]}…"
+
+
+def _lines(head: str, problems: Sequence[str]) -> str:
+    return "\n  ".join([head, *problems])
 
 
 def _read(name: str | None, config: str | Path | None) -> tuple[str, str]:
@@ -84,6 +139,14 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{origin} must hold a mapping of sections, not {type(tree).__name__}.")
     return tree
+
+
+def _with(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of the tree with overrides applied."""
+    changed = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["ColdSignalName", "Fraction", "MergeName", "Prompt", "Section", "SignalName", "SourceName", "Uri", "Weight"]
+__all__ = [
+    "ColdSignalName",
+    "Fraction",
+    "MergeName",
+    "Prompt",
+    "Section",
+    "SignalName",
+    "SourceName",
+    "Uri",
+    "Weight",
+    "has_credentials",
+]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 SignalName = Literal["neural", "ncf", "item_item", "text", "popularity"]
@@ -17,8 +28,13 @@ MergeName = Literal["all", "reciprocal_rank", "weights"]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+def has_credentials(text: str) -> bool:
+    """Whether a URI in it carries a password or a key."""
+    return re.search(r"://[^/?#]*:[^/?#]*@|[?&](access_key|secret_key|session_token)=", text) is not None
+
+
 def _without_credentials(uri: str) -> str:
-    if re.search(r"://[^/?#]*:[^/?#]*@|[?&](access_key|secret_key|session_token)=", uri):
+    if has_credentials(uri):
         raise ValueError(
             "the URI carries credentials, which would be written into every artifact: take them out and give them "
             "through the environment or the machine's role"
