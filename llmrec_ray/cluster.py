@@ -9,7 +9,10 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 
 import ray
@@ -35,6 +38,8 @@ LOCAL_FLAGS = {
 }
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 MIN_CPUS = 4
+KILLED = 128
+"""What shells add to the number of the signal that ended a process."""
 ANSWER_TIMEOUT_S = 10.0
 QUIET_LOGGERS = {
     "ray.data": logging.ERROR,  # it warns that its progress bars are off; ours say the same
@@ -60,7 +65,8 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
     Uses the connection that exists; else joins the cluster that RAY_ADDRESS names (as `ray job submit` sets it);
     else starts a private Ray on this machine with `num_cpus` logical CPUs, by default its cores and at least
     four, since waiting actors hold a logical CPU too. Leaves when the block ends, unless Ray was connected
-    before. Without debug logging the processes' own logs stay in Ray's log folder; errors come back as exceptions.
+    before. SIGTERM ends the block and the process, with the status 143. Without debug logging the processes' own logs
+    stay in Ray's log folder; errors come back as exceptions.
     Raises ClusterError when the cluster does not answer.
     """
     if ray.is_initialized():
@@ -85,10 +91,33 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
                            "to start a private Ray.") from error
     if not verbose:
         _quieten()
+    with _ended_by_sigterm():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit. So does Ray 2.60's handler, which aborts the process when its end takes 3 seconds; and
+    what is raised while Ray waits comes out of it with the status 1."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        told.append(number)
+        sys.exit(KILLED + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as ended:
+        raise (SystemExit(KILLED + told[0]) if told else ended) from None
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: one that was set below Python
 
 
 def _check_answers(address: str) -> None:

@@ -126,7 +126,7 @@ def test_a_campaign_that_is_over_is_only_shown_again(campaign, whole):
 
 @pytest.mark.parametrize(("how", "status"), [
     pytest.param(signal.SIGINT, 130, marks=pytest.mark.drill, id="ctrl_c"),
-    pytest.param(signal.SIGTERM, 15, marks=LONG, id="sigterm"),
+    pytest.param(signal.SIGTERM, 143, marks=LONG, id="sigterm"),
 ])
 def test_a_campaign_that_is_stopped_says_how_to_go_on_and_does(campaign, whole, how, status):
     with campaign.started() as running:

@@ -1,6 +1,7 @@
 """Arguments -> one stage -> people's output on stderr and, with --json, one JSON object as the last line of stdout.
 
-Exit status: 0 done, 1 the stage failed with a message, 2 the command line or recipe is wrong, 130 interrupted.
+Exit status: 0 done, 1 the stage failed with a message, 2 the command line or recipe is wrong, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from llmrec_ray.cli.arguments import build_parser, check_arguments
 from llmrec_ray.cli.verbs import VERBS, compare, import_data
-from llmrec_ray.config import Recipe, load_recipe
+from llmrec_ray.config import Recipe, load_recipe, overridden_workspace, override_recipe
 from llmrec_ray.errors import ConfigError, LlmrecError
+from llmrec_ray.tune import begun_campaign
 
 __all__ = ["main"]
 
@@ -52,9 +54,19 @@ def run(argv: Sequence[str]) -> int:
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     name = arguments.recipe
+    if arguments.verb == "tune" and name is None and arguments.config is None:
+        return _recipe_of_campaign(arguments)
     if arguments.verb == "data fetch" and name is None and arguments.config is None:
         name = arguments.dataset
     return load_recipe(name, config=arguments.config, overrides=arguments.overrides)
+
+
+def _recipe_of_campaign(arguments: argparse.Namespace) -> Recipe:
+    """That of the campaign to go on with, with overrides; its Dataset is what --dataset names unless that is given."""
+    begun = begun_campaign(arguments.resume, overridden_workspace(arguments.overrides))
+    arguments.dataset = arguments.dataset or begun.dataset_uri
+    others = [override for override in arguments.overrides if override.partition("=")[0] != "workspace"]
+    return override_recipe(begun.recipe, others)
 
 
 def _write_json(result: dict[str, Any]) -> None:

@@ -24,14 +24,12 @@ from pydantic import TypeAdapter, ValidationError
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from llmrec_ray.artifact import Artifact, Workspace, create_artifact, read_json, saving, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact, folder_names, read_json, saving, write_json_atomic
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import (
     ArtifactError,
-    ArtifactMismatchError,
-    ArtifactNotFoundError,
     ClusterError,
     ConfigError,
     DiskFullError,
@@ -40,6 +38,7 @@ from llmrec_ray.errors import (
 )
 from llmrec_ray.policy import PolicyFound, search_policy
 from llmrec_ray.train import fit_modes, open_start, train_bundle
+from llmrec_ray.tune.begun import campaign_root, check_begun, keep_begun, resume_command
 from llmrec_ray.tune.confirm import confirm
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.luck import paired
@@ -53,19 +52,10 @@ from llmrec_ray.tune.shared import SharedInputs, fuses, text_of
 from llmrec_ray.tune.space import overrides_of, split_levels
 from llmrec_ray.tune.trial import run_folder, trial_recipe
 
-__all__ = ["best_overrides", "campaign_root", "tune"]
+__all__ = ["best_overrides", "tune"]
 
 logger = logging.getLogger(__name__)
 
-MAY_DIFFER = (
-    "workspace", "num_cpus", "serve", "tune.name", "tune.trials", "tune.time_budget_s", "tune.max_concurrent",
-    "tune.fresh_seeds", "tune.score_test", "tune.policy_tolerance", "train.num_workers", "train.min_workers",
-    "train.use_gpu", "train.max_failures", "train.sharding", "train.offload", "train.accumulation_steps",
-    "encoder.num_actors", "encoder.max_batch_tokens", "evaluate.batch_users",
-)
-"""Settings that may be others when a campaign is resumed: how long it goes on, on how many machines, in what pieces."""
-BEGUN = "campaign.json"
-NAMED = 5
 FOUND = TypeAdapter(PolicyFound)
 
 
@@ -79,19 +69,19 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     """
     check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    root = campaign_root(workspace, name)
+    root, command = campaign_root(workspace, name), resume_command(name, recipe, workspace, dataset)
     recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"name": name})})
     plan = _plan(recipe, split_levels(recipe)[0])
     concurrent = concurrent_trials(recipe)
-    _check_begun(root, name, recipe, dataset, resume=resume is not None)
+    check_begun(workspace, name, recipe, dataset, resume=resume is not None)
     if (tried := len(Records(root).load())) > plan.trials:
         raise ConfigError(f"The campaign {name} has {tried} trials already: set tune.trials to {tried} or more.")
-    logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, --resume %s goes on", name,
-                plan.trials, concurrent, root, name)
-    with _alone(name, root), _says_how_to_go_on(name, root):
-        write_json_atomic(f"{root}/{BEGUN}", {"recipe": recipe.model_dump(mode="json"), "dataset": dataset.id})
+    logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, this goes on: %s", name,
+                plan.trials, concurrent, root, command)
+    with _alone(name, root), _says_how_to_go_on(command, root):
+        keep_begun(workspace, name, recipe, dataset)
         records, seconds = _search(recipe, plan, dataset, workspace, root)
-        winner = _winner(recipe, plan, name, records)
+        winner = _winner(recipe, plan, command, records)
         outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
         return _keep(outcome, workspace)
 
@@ -116,31 +106,26 @@ def _alone(name: str, root: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _says_how_to_go_on(name: str, root: str) -> Iterator[None]:
-    """When it is stopped: by Ctrl-C, by SIGTERM, which Ray makes an exit, or by a disk without room."""
+def _says_how_to_go_on(command: str, root: str) -> Iterator[None]:
+    """When it is stopped: by Ctrl-C, by SIGTERM, which `cluster` makes an exit, or by a disk without room."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, DiskFullError, ClusterError):
-        logger.warning("The campaign was stopped: --resume %s goes on with what is in %s.", name, root)
+        logger.warning("The campaign was stopped. This goes on with what is in %s: %s", root, command)
         raise
 
 
-def _winner(recipe: Recipe, plan: Plan, name: str, records: list[TrialRecord]) -> TrialRecord:
+def _winner(recipe: Recipe, plan: Plan, command: str, records: list[TrialRecord]) -> TrialRecord:
     """The best trial. Raises ConfigError when there was no time for one, TrainingError when none has a value."""
     if (winner := best_record(records, plan.metric)) is not None:
         return winner
     if not records:
         raise ConfigError(
-            f"tune.time_budget_s is {recipe.tune.time_budget_s:g}, which was over before the first trial began: raise "
-            f"it and go on with --resume {name}."
+            f"tune.time_budget_s is {recipe.tune.time_budget_s:g}, which was over before the first trial began: go on "
+            f"with a larger one, or without: {command} tune.time_budget_s=null"
         )
     reason = next((record.reason for record in records if record.reason), "none had an epoch")
     raise TrainingError(f"All {len(records)} trials failed; the first said: {reason}")
-
-
-def campaign_root(workspace: Workspace, name: str) -> str:
-    """Where a campaign lies while it runs."""
-    return f"{workspace.uri}/tune/{name}"
 
 
 def best_overrides(campaign: Artifact) -> list[str]:
@@ -151,41 +136,6 @@ def best_overrides(campaign: Artifact) -> list[str]:
 def _plan(recipe: Recipe, space: dict[str, Domain]) -> Plan:
     metric = f"fused_{recipe.tune.metric}" if fuses(recipe) else recipe.tune.metric
     return Plan(recipe, space, recipe.tune.epochs or recipe.train.epochs, metric)
-
-
-def _check_begun(root: str, name: str, recipe: Recipe, dataset: Dataset, *, resume: bool) -> None:
-    """Look whether the campaign is the one that was begun, or new."""
-    try:
-        before = read_json(f"{root}/{BEGUN}")
-    except FileNotFoundError:
-        if resume:
-            raise ArtifactNotFoundError(
-                f"There is no campaign {name} in {root.rpartition('/')[0]} to resume: look at the names there, or run "
-                "`llmrec tune` without --resume."
-            ) from None
-        return
-    if not resume:
-        raise ConfigError(
-            f"There is a campaign {name} in {root.rpartition('/')[0]} already: go on with it by --resume {name}, or "
-            "choose another tune.name."
-        )
-    differing = _changed(before["recipe"], recipe.model_dump(mode="json"))
-    changed = sorted(key for key in differing if not key.startswith(MAY_DIFFER))
-    if before["dataset"] != dataset.id:
-        changed.append(f"the Dataset ({before['dataset']}, now {dataset.id})")
-    if changed:
-        raise ArtifactMismatchError(
-            f"The campaign {name} cannot be resumed, since {', '.join(changed[:NAMED])} changed: use the recipe and "
-            "data it was started with, or start another campaign."
-        )
-
-
-def _changed(before: Any, now: Any, path: str = "") -> list[str]:
-    """Dotted keys that differ."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [path] if before != now else []
-    keys = before.keys() | now.keys()
-    return [key for name in keys for key in _changed(before.get(name), now.get(name), f"{path}.{name}".strip("."))]
 
 
 def _search(
@@ -200,7 +150,8 @@ def _search(
             run_search(recipe, plan, root, dataset.id, judge, shared)
         if not ray.get(judge.is_over.remote()):
             raise KeyboardInterrupt
-        return ray.get(judge.close.remote()), ray.get(judge.seconds.remote())
+        ray.get(judge.close.remote())
+        return Records(root).load(), ray.get(judge.seconds.remote())  # as whoever shows it again will read them
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LlmrecError):
             raise error.cause from None
@@ -223,7 +174,7 @@ def _finish(
     """What needs no training, and whether the winner is luck."""
     epoch = best_epoch(winner, plan.metric)
     found = _policy(recipe, dataset, workspace, root, winner, epoch)
-    settings = winner.settings_at(epoch) | _parsed(found.overrides)
+    settings = _in_order(recipe, winner.settings_at(epoch) | _parsed(found.overrides))
     overrides, best = overrides_of(settings), with_settings(recipe, settings)
     outcome = Outcome(
         name=root.rpartition("/")[2], recipe=recipe, dataset=dataset.id, space=plan.space, records=records,
@@ -232,14 +183,18 @@ def _finish(
     )
     if not recipe.tune.fresh_seeds:
         return outcome
-    logger.info("winner and recipe are trained again with the seeds %s, which the search has not seen",
-                ", ".join(map(str, recipe.tune.fresh_seeds)))
     confirmation = confirm(
         recipe, best, dataset, workspace, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
         score_test=recipe.tune.score_test, concurrent=concurrent_trials(recipe),
     )
     logger.info("%s", paired(confirmation).sentence(recipe.tune.metric))
     return replace(outcome, confirmation=confirmation)
+
+
+def _in_order(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """As the search names them, then what it does not name; records have them in the order of the alphabet."""
+    keys = [key for level in split_levels(recipe) for key in level if key in settings]
+    return {key: settings[key] for key in (*keys, *settings)}
 
 
 def _label(plan: Plan) -> str:
@@ -257,9 +212,9 @@ def _policy(
     with contextlib.suppress(FileNotFoundError, ValidationError):
         if (kept := read_json(uri))["of"] == of:
             return FOUND.validate_python(kept["found"])
-    found = _found(recipe, dataset, workspace, root, winner, epoch)
-    write_json_atomic(uri, {"of": of, "found": FOUND.dump_python(found, mode="json")})
-    return found
+    found = FOUND.dump_python(_found(recipe, dataset, workspace, root, winner, epoch), mode="json")
+    write_json_atomic(uri, {"of": of, "found": found}, sort_keys=False)
+    return FOUND.validate_python(found)  # as whoever goes on will read it
 
 
 def _found(
@@ -299,7 +254,7 @@ def _fresh(confirmation: Confirmation | None) -> dict[str, Any] | None:
 
 
 def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
-    best = max(values_of(outcome.winner, outcome.metric))
+    best, known = max(values_of(outcome.winner, outcome.metric)), folder_names(workspace.root("campaign"))
     artifact = create_artifact(
         workspace.root("campaign"), "campaign", lambda folder: write_outcome(folder, outcome),
         config=outcome.recipe.model_dump(mode="json"), parents={"dataset": outcome.dataset},
@@ -311,5 +266,7 @@ def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
             "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
         },
     )
+    if artifact.uri.rpartition("/")[2] in known:
+        logger.info("campaign %s is what it was before, and is shown again", outcome.name)
     workspace.set_latest("campaign", artifact.uri)
     return artifact
