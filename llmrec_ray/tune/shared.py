@@ -1,7 +1,8 @@
 """What all trials of a campaign read: histories, text vectors, tokens, the other signals' scores; made once.
 
 A Ray actor, `campaign` makes it, keeps them in the object store, from which each node takes one copy that its trials
-share. Recipes that differ in what they read, such as another encoder, get their own, when first asked for.
+share. Recipes that differ in what they read, such as another encoder, get their own, when first asked for; the last few
+are kept, since scores of all validation users are large.
 Shapes: B users, N items.
 """
 
@@ -38,6 +39,7 @@ READ = {
 }
 """Of these sections only these keys do."""
 MODE = "fusion.mode"
+KEPT = 4
 
 
 class SharedInputs:
@@ -52,9 +54,11 @@ class SharedInputs:
         """[a reference to the TrainingInputs of this recipe]; in a list, so that Ray does not fetch them."""
         recipe = Recipe.model_validate_json(recipe_json)
         key = _key(recipe)
-        if key not in self._made:
-            self._made[key] = ray.put(self._make(recipe))
-        return [self._made[key]]
+        made = self._made.pop(key, None) or ray.put(self._make(recipe))
+        self._made[key] = made
+        if len(self._made) > KEPT:
+            del self._made[next(iter(self._made))]  # trials that still read it hold it
+        return [made]
 
     def _make(self, recipe: Recipe) -> TrainingInputs:
         start = open_start(recipe)
