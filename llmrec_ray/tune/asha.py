@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from llmrec_ray.config import TuneConfig
 
-__all__ = ["milestones", "promotable", "reason"]
+__all__ = ["milestones", "place_of", "promotable", "reason"]
 
 FRACTIONS = {2: "half", 3: "third", 4: "quarter"}
 
@@ -61,6 +61,11 @@ def reason(number: int, values: Mapping[int, float], config: TuneConfig, rung: i
     share = FRACTIONS.get(config.reduction_factor, f"1 in {config.reduction_factor}")
     tie = ", ties going to the earlier trial" if own == last else ""
     return f"{reached}; the best {share} have {last:.4f} or more{tie}"
+
+
+def place_of(number: int, values: Mapping[int, float]) -> int | None:
+    """Place of a trial among all that reached a rung, from 1; None without a finite value."""
+    return _ranking(values).index(number) + 1 if number in values else None
 
 
 def _ranking(values: Mapping[int, float]) -> list[int]:

@@ -17,6 +17,7 @@ from ray.util.metrics import Gauge
 from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.errors import LlmrecError
 from llmrec_ray.tune.board import Board
+from llmrec_ray.tune.progress import Standing, leg_begins, leg_ends, standing, summary
 from llmrec_ray.tune.records import Records, TrialRecord, best_record, values_of
 from llmrec_ray.tune.schedule import Leg, Plan, next_leg, stopped_reason
 from llmrec_ray.tune.suggest import suggest
@@ -26,11 +27,13 @@ __all__ = ["Assignment", "Judge"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """A leg that somebody is to train: the trial, up to which epoch, and its settings now."""
+    """A leg that somebody is to train: the trial, up to which epoch, and its settings now. said: what people should
+    read of it."""
 
     number: int
     until: int
     settings: Mapping[str, Any]
+    said: str | None = None
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Judge:
         leg = self._next_leg()
         if leg is None:
             return None
+        said = leg_begins(self._plan, leg, self.records())
         try:
             record = self._begin(leg)
         except LlmrecError as error:
@@ -75,7 +79,7 @@ class Judge:
         if not self._keep(record):
             del self._active[leg.number]
             return None
-        return Assignment(leg.number, leg.until, record.settings_at(leg.until))
+        return Assignment(leg.number, leg.until, record.settings_at(leg.until), said)
 
     def is_over(self) -> bool:
         """Whether no leg is being trained and none will come."""
@@ -88,6 +92,18 @@ class Judge:
     def records(self) -> list[TrialRecord]:
         """All of them, by number."""
         return [self._trials[number] for number in sorted(self._trials)]
+
+    def standing(self) -> Standing:
+        """How far the search is."""
+        return standing(self._plan, self.records(), may_start=self._may_start)
+
+    def leg_line(self, number: int) -> str:
+        """What people should read when a leg of a trial has ended."""
+        return leg_ends(self._plan, self.records(), number)
+
+    def summary(self) -> str:
+        """What people should read when nothing is trained any more."""
+        return summary(self._plan, self.records(), is_over=self._problem is None and self.is_over())
 
     def report(self, number: int, metrics: dict[str, Any], checkpoint: str | None) -> None:
         """An epoch is over; one that is done again after a failure takes the place of the first."""
@@ -150,9 +166,13 @@ class Judge:
     def _next_leg(self) -> Leg | None:
         if self._problem is not None:
             return None
+        return next_leg(self._plan, self.records(), self._active, may_start=self._may_start)
+
+    @property
+    def _may_start(self) -> bool:
+        """Whether there is time for new trials."""
         budget = self._plan.config.time_budget_s
-        may_start = budget is None or self._watch.seconds < budget
-        return next_leg(self._plan, self.records(), self._active, may_start=may_start)
+        return budget is None or self._watch.seconds < budget
 
     def _begin(self, leg: Leg) -> TrialRecord:
         plan = self._plan

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmrec_ray.config import Domain, Recipe, TuneConfig
-from llmrec_ray.tune.asha import milestones, promotable, reason
+from llmrec_ray.tune.asha import milestones, place_of, promotable, reason
 from llmrec_ray.tune.pbt import next_step
 from llmrec_ray.tune.records import Part, TrialRecord, value_at
 from llmrec_ray.tune.space import is_possible, trial_count
 
-__all__ = ["Leg", "Plan", "next_leg", "stopped_reason"]
+__all__ = ["Leg", "Plan", "next_leg", "place_at_rung", "planned_epochs", "stopped_reason"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,29 @@ def next_leg(
     return None
 
 
+def planned_epochs(plan: Plan, records: Sequence[TrialRecord], *, may_start: bool = True) -> int:
+    """Epochs that will have been trained in the end, those that are done included, as far as records tell now.
+
+    A trial that failed will not have its others. Of asha's rungs as many go on as there are places; that more did,
+    since they were among the best when fewer had got there, is counted when they do. When nothing is left to be
+    trained it is what was trained.
+    """
+    sent, begun, planned = plan.trials if may_start else len(records), 0, 0
+    for rung in _rungs(plan):
+        lost = [record for record in records if record.status == "failed" and record.done < rung == record.until]
+        planned += sent * (rung - begun) - sum(rung - record.done for record in lost)
+        sent = _going_on(plan, records, rung, sent - len(lost))
+        begun = rung
+    return planned
+
+
+def place_at_rung(plan: Plan, record: TrialRecord, records: Sequence[TrialRecord]) -> tuple[int | None, int]:
+    """Place of a trial among those that have done as many epochs, from 1, None without a finite value; and how many
+    of those have one."""
+    values = _values(plan, records, record.done)
+    return place_of(record.number, values), len(values)
+
+
 def stopped_reason(plan: Plan, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
     """Why a trial that is between two legs does not go on, in words."""
     values = _values(plan, records, record.done)
@@ -104,6 +127,19 @@ def _promotion(plan: Plan, records: Sequence[TrialRecord], active: Collection[in
 def _values(plan: Plan, records: Sequence[TrialRecord], rung: int) -> dict[int, float]:
     values = {record.number: value_at(record, plan.metric, rung) for record in records}
     return {number: value for number, value in values.items() if value is not None}
+
+
+def _going_on(plan: Plan, records: Sequence[TrialRecord], rung: int, reached: int) -> int:
+    """How many go on from a rung that `reached` trials will have reached. A place is given anew when whoever had it
+    fails, and those that have gone on are never called back."""
+    if plan.config.scheduler != "asha":
+        return reached
+    values = _values(plan, records, rung)
+    rivals = reached - sum(record.done >= rung and record.number not in values for record in records)
+    places = max(rivals // plan.config.reduction_factor, min(1, rivals))
+    failed = [record for record in records if record.status == "failed" and record.number in values]
+    gone = [record for record in records if record.until > rung]
+    return max(len(gone), min(places, rivals - len(failed)) + sum(record.until > rung for record in failed))
 
 
 def _next_generation(plan: Plan, records: Sequence[TrialRecord], active: Collection[int]) -> Leg | None:

@@ -1,4 +1,4 @@
-"""A judge's legs -> Ray Tune trials, as many at once as the cluster has room for; and a bar for people.
+"""A judge's legs -> Ray Tune trials, as many at once as the cluster has room for; and a bar for people, see `progress`.
 
 Ray Tune runs them first come, first served, and is told nothing it would have to remember: a campaign that was killed
 starts a new experiment on the same records.
@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from llmrec_ray.config import Recipe
-from llmrec_ray.tune.records import TrialRecord, best_record, values_of
+from llmrec_ray.tune.progress import Standing
 from llmrec_ray.tune.room import concurrent_trials
 from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.trial import run_leg
@@ -62,7 +62,7 @@ def run_search(recipe: Recipe, plan: Plan, root: str, data_id: str, judge: Actor
         run_config=ray.tune.RunConfig(
             name=f"experiment-{uuid.uuid4().hex[:8]}", storage_path=f"{root}/ray", verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=RESTARTS),
-            callbacks=[JsonLoggerCallback(), _Progress(judge, plan)],
+            callbacks=[JsonLoggerCallback(), _Progress(judge)],
         ),
     )
     with _handlers_kept(), contextlib.redirect_stdout(io.StringIO()):  # Ray Tune's boxes, which know nothing of legs
@@ -96,6 +96,7 @@ class _Legs(Searcher):  # type: ignore[misc]
         given = ray.get(self._judge.next_assignment.remote())
         if given is None:
             return Searcher.FINISHED if ray.get(self._judge.is_over.remote()) else None
+        _say(given.said)
         self._numbers[trial_id] = given.number
         return {"trial": given.number, "until": given.until, **given.settings}
 
@@ -117,56 +118,47 @@ class _Legs(Searcher):  # type: ignore[misc]
 
 
 class _Progress(ray.tune.Callback):  # type: ignore[misc]
-    """A bar over trials on stderr, and a line whenever a leg ends."""
+    """A bar over epochs on stderr, a line whenever a leg ends, and one in the end."""
 
-    def __init__(self, judge: ActorHandle, plan: Plan) -> None:
-        self._judge, self._plan = judge, plan
+    def __init__(self, judge: ActorHandle) -> None:
+        self._judge = judge
 
     def setup(self, **info: Any) -> None:
         """Made here and not before, since Tune pickles its callbacks."""
-        self._bar = tqdm(total=self._plan.trials, desc="tune", unit="trial")
-        self._show()
+        now: Standing = ray.get(self._judge.standing.remote())
+        self._bar = tqdm(total=now.planned, initial=now.done, desc="tune", unit="epoch", postfix=now.text)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """What is being trained, after every epoch."""
-        number, epoch, value = trial.config["trial"], result.get("epoch", 0), result.get(self._plan.metric)
-        if value is not None:
-            self._bar.set_postfix_str(f"trial {number}: epoch {epoch}, {value:.4f}")
+        """After every epoch, of which the judge knows first."""
+        self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A line on the trial."""
-        self._show(trial.config["trial"])
+        _say(ray.get(self._judge.leg_line.remote(trial.config["trial"])))
+        self._show()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """As above."""
-        self._show(trial.config["trial"])
+        self.on_trial_complete(iteration, trials, trial)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """The bar ends."""
+        self._show()
         self._bar.close()
+        logger.info("%s", ray.get(self._judge.summary.remote()))
 
-    def _show(self, number: int | None = None) -> None:
-        records: list[TrialRecord] = ray.get(self._judge.records.remote())
-        self._bar.update(sum(record.status != "running" for record in records) - self._bar.n)
-        if number is not None:
-            with tqdm.external_write_mode():
-                logger.info("%s", _line(records, number, self._plan.metric))
-
-
-def _line(records: list[TrialRecord], number: int, metric: str) -> str:
-    record = next(record for record in records if record.number == number)
-    best, values = best_record(records, metric), values_of(record, metric)
-    settings = ", ".join(f"{name} {_short(value)}" for name, value in record.settings_at(record.until).items())
-    if record.status == "failed":
-        return f"trial {number} failed after epoch {record.done}: {record.reason} ({settings})"
-    said = f"trial {number}, epoch {record.done}: {max(values, default=float('nan')):.4f} with {settings}"
-    if best is None or best.number == number:
-        return f"{said} — the best so far"
-    return f"{said}; best so far trial {best.number}, {max(values_of(best, metric)):.4f}"
+    def _show(self) -> None:
+        now: Standing = ray.get(self._judge.standing.remote())
+        self._bar.total = now.planned
+        self._bar.n = max(self._bar.n, now.done)  # epochs that are done again after a lost process count once
+        self._bar.set_postfix_str(now.text)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _say(line: str | None) -> None:
+    """A line above the bar."""
+    if line is not None:
+        with tqdm.external_write_mode():
+            logger.info("%s", line)
 
 
 def _name(trial: Any) -> str:
