@@ -44,6 +44,7 @@ __all__ = [
     "cache_folder",
     "create_artifact",
     "file_names",
+    "folder_names",
     "free_space",
     "is_disk_full",
     "library_versions",
@@ -210,10 +211,10 @@ class Workspace:
         return folder
 
 
-def write_json_atomic(uri: str, value: Mapping[str, Any]) -> None:
+def write_json_atomic(uri: str, value: Mapping[str, Any], *, sort_keys: bool = True) -> None:
     """Write one JSON file so that a reader sees the old or the new one, never a part."""
     filesystem, path = _filesystem(uri)
-    payload = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    payload = (json.dumps(value, indent=2, sort_keys=sort_keys) + "\n").encode()
     if not _is_local(filesystem):
         filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with filesystem.open_output_stream(path) as stream:
@@ -252,9 +253,18 @@ def write_new_json(uri: str, value: Mapping[str, Any]) -> None:
 
 def file_names(uri: str) -> list[str]:
     """Names of the files right under a folder, sorted; none when there is no such folder."""
+    return _names(uri, pafs.FileType.File)
+
+
+def folder_names(uri: str) -> list[str]:
+    """Names of the folders right under a folder, sorted; none when there is no such folder."""
+    return _names(uri, pafs.FileType.Directory)
+
+
+def _names(uri: str, kind: pafs.FileType) -> list[str]:
     filesystem, path = _filesystem(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+    return sorted(info.base_name for info in found if info.type == kind)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -13,6 +13,7 @@ from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
 from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.tune import campaign
+from llmrec_ray.tune.begun import check_begun, keep_begun
 from llmrec_ray.tune.confirm import _identity
 from llmrec_ray.tune.search import _handlers_kept
 from tests.outcomes import full_outcome, made_record, searched_recipe
@@ -48,13 +49,13 @@ def test_ctrl_c_stops_what_comes_after_the_search():
 def test_a_campaign_goes_on_on_other_machines_and_in_smaller_pieces(tmp_path):
     recipe = searched_recipe("train.sharding=none", "train.num_workers=1")
     elsewhere = override_recipe(recipe, MACHINES)
-    begun = {"recipe": recipe.model_dump(mode="json"), "dataset": DATASET.id}
-    write_json_atomic(f"{tmp_path}/{campaign.BEGUN}", begun)
+    workspace = Workspace(str(tmp_path))
+    keep_begun(workspace, "spring", recipe, DATASET)
 
     def check(now: Recipe) -> None:
-        campaign._check_begun(str(tmp_path), "spring", now, DATASET, resume=True)
+        check_begun(workspace, "spring", now, DATASET, resume=True)
 
     check(elsewhere)
     assert _identity(elsewhere, DATASET, "ndcg@10") == _identity(recipe, DATASET, "ndcg@10")
-    with pytest.raises(ArtifactMismatchError, match=r"since train\.precision changed"):
+    with pytest.raises(ArtifactMismatchError, match=r"since train\.precision \(fp32, now bf16\) changed"):
         check(override_recipe(recipe, ["train.precision=bf16"]))

@@ -132,7 +132,8 @@ def test_a_campaign_that_is_stopped_says_how_to_go_on_and_does(campaign, whole, 
     with campaign.started() as running:
         running.wait_for(mid_training)
         assert running.end(how) == status, running.said()
-        assert f"--resume {campaign.name} goes on with what is in {campaign.root}" in running.said()
+        command = f"llmrec tune --resume {campaign.name} workspace={campaign.root.parents[1]}"
+        assert f"This goes on with what is in {campaign.root}: {command}\n" in running.said()
         assert "Traceback" not in running.said()
         assert processes_of_session(running.process.pid) == []
     check_goes_on(campaign, whole)
@@ -261,7 +262,7 @@ def test_a_disk_that_fills_up_stops_a_campaign_which_goes_on_when_there_is_room(
         assert re.match(r"DiskFullError: .* (is full \(|has 0\.\d MB free)", found["said"]), found
         assert found["failed"] == [], "a full disk is not the trials' fault"
         assert (found["later"], found["statuses"]) == ("nothing", ["finished"] * 2), found
-    assert "--resume full goes on with what is in" in report["stderr"] and "Traceback" not in report["stderr"]
+    assert ": llmrec tune --resume full workspace=" in report["stderr"] and "Traceback" not in report["stderr"]
 
 
 CHECKED = ("tune.trials=2", "tune.fresh_seeds=[101, 102]", "tune.score_test=true")

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verb("train", "A Dataset -> a Bundle, with Ray Train.")
     _artifact_options(train, "dataset")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
-    _tune_options(verb("tune", "Search what the recipe's tune section names, with Ray Tune."))
+    _tune_options(verbs)
     _artifact_options(verb("index", "A Bundle -> an Index for retrieval."), "bundle")
     _evaluate_options(verbs)
     publish = verb("publish", "Dataset + Bundle + Index -> the current Release.")
@@ -90,13 +90,22 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def _check_tune(arguments: argparse.Namespace) -> None:
     if arguments.policy_only and arguments.resume:
         raise ConfigError("--policy-only trains nothing that could be resumed: leave out --resume.")
+    if not (arguments.recipe or arguments.config or arguments.resume):
+        raise ConfigError(
+            "There is no recipe to tune: name one with --recipe or --config, or a campaign to go on with by --resume."
+        )
     if arguments.bundle and not arguments.policy_only:
         raise ConfigError("A campaign trains its own bundles: leave out --bundle, or search one with --policy-only.")
 
 
-def _tune_options(parser: argparse.ArgumentParser) -> None:
-    _artifact_options(parser, "dataset", "bundle")
-    parser.add_argument("--resume", metavar="NAME", help="go on with a campaign that was stopped, or make it larger")
+def _tune_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "Search what the recipe's tune section names, with Ray Tune."
+    parser = verbs.add_parser("tune", help=summary, description=summary)
+    _artifact_options(_with_shared_options(parser, recipe_required=False), "dataset", "bundle")
+    parser.add_argument(
+        "--resume", metavar="NAME",
+        help="go on with a campaign that was stopped, or make it larger; without a recipe, with the one it has",
+    )
     parser.add_argument(
         "--policy-only", action="store_true",
         help="train nothing: search what needs no training on stored scores of a bundle, in seconds",

@@ -84,6 +84,7 @@ def confirm(
     """
     jobs = _plan(recipe, best, dataset, root, seeds, metric)
     runs = {job.name: run for job in jobs if (run := _finished(job)) is not None}
+    _say_what_is_left(seeds, len(runs), len(jobs))
     texts = _Texts(dataset, workspace)
     for phase in _phases([job for job in jobs if job.name not in runs]):
         with contextlib.closing(_in_turn(phase, texts, concurrent)) as ended:
@@ -135,6 +136,15 @@ def _plan(
         )
         for seed in seeds for arm, each in arms.items()
     ]
+
+
+def _say_what_is_left(seeds: Sequence[int], done: int, jobs: int) -> None:
+    named = ", ".join(map(str, seeds))
+    if done == jobs:
+        logger.info("winner and recipe were trained again with the seeds %s before; that is shown again", named)
+    else:
+        logger.info("winner and recipe are trained again with the seeds %s, which the search has not seen (%d of %d "
+                    "done)", named, done, jobs)
 
 
 def _identity(recipe: Recipe, dataset: Dataset, metric: str) -> str:

@@ -18,9 +18,10 @@ from markupsafe import Markup, escape
 from scipy.stats import rankdata
 
 from llmrec_ray import __version__
-from llmrec_ray.artifact import library_versions
+from llmrec_ray.artifact import Workspace, library_versions
 from llmrec_ray.pages import line_chart, render
 from llmrec_ray.tune.axes import Axis, axis_of, value_scale
+from llmrec_ray.tune.begun import resume_command
 from llmrec_ray.tune.charts import (
     Pair,
     Trace,
@@ -163,6 +164,12 @@ class _View:
         """The same in parts of the recipe's value, or nothing where that is 0."""
         base = self.recipe.value if self.recipe is not None else None
         return f"{self.gain / base:+.0%}".replace("-", "−") if self.gain is not None and base else ""
+
+    @property
+    def resume_command(self) -> str:
+        """What tries again what failed."""
+        recipe = self.outcome.recipe
+        return resume_command(self.outcome.name, recipe, Workspace(recipe.workspace))
 
     @cached_property
     def luck(self) -> Paired | None:

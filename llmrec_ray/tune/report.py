@@ -41,13 +41,14 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def best_yaml(outcome: Outcome) -> str:
     """The best recipe as a file that `--config` takes, saying above it where it comes from.
 
-    It equals `best_recipe`, but for a search space that its settings do not go with, which is left out.
+    It equals `best_recipe`, but for the campaign's name, which is taken, and a search space that its settings do not go
+    with; these are left out.
     """
     value = max(values_of(outcome.winner, outcome.metric))
     changes = [
         f"  {key}: {after} (was {before})" for key, before, after in changed_settings(outcome) if before != after
     ]
-    return recipe_yaml(_loadable(outcome.best_recipe), [
+    return recipe_yaml(_loadable(_unnamed(outcome.best_recipe)), [
         f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number}, the best of "
         f"{len(outcome.records)},",
         f"{outcome.label} {value:.4f}.",
@@ -72,6 +73,10 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
+
+
+def _unnamed(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"name": None})})
 
 
 def _loadable(recipe: Recipe) -> Recipe:
