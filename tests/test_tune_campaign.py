@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.tune import campaign
 from llmrec_ray.tune.begun import check_begun, keep_begun
-from llmrec_ray.tune.confirm import _identity
+from llmrec_ray.tune.confirm import _identity, _say_what_is_left
 from llmrec_ray.tune.search import _handlers_kept
 from tests.outcomes import full_outcome, made_record, searched_recipe
 
@@ -33,6 +35,56 @@ def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch
     assert asked == [3, 5]
     write_json_atomic(f"{tmp_path}/policy.json", read_json(f"{tmp_path}/policy.json") | {"found": {"of": "old"}})
     assert policy_of(5) == found and asked == [3, 5, 5]
+
+
+def test_what_needs_no_training_is_the_same_when_it_is_read_again_with_keys_in_their_order(tmp_path, monkeypatch):
+    found = full_outcome().policy
+    monkeypatch.setattr(campaign, "_found", lambda *_: found)
+    first, again = (
+        campaign._policy(searched_recipe(), DATASET, Workspace(str(tmp_path)), str(tmp_path), made_record(0), 3)
+        for _ in range(2)
+    )
+    assert repr(first) == repr(again) == repr(found)
+
+
+def test_settings_of_the_winner_have_the_order_of_the_search():
+    search = "{train.loss: {choice: [bpr, bce]}, retrieval.merge: {choice: [all]}, model.dropout: {uniform: [0, 0.5]}}"
+    settings = {"fusion.mode": "late", "model.dropout": 0.1, "retrieval.merge": "all", "train.loss": "bpr"}
+    ordered = campaign._in_order(searched_recipe(f"tune.search={search}"), settings)
+    assert [*ordered] == ["train.loss", "model.dropout", "retrieval.merge", "fusion.mode"] and ordered == settings
+
+
+def test_a_campaign_that_is_what_it_was_before_is_the_same_artifact(tmp_path, logged):
+    workspace, outcome = Workspace(str(tmp_path)), full_outcome()
+    first = campaign._keep(outcome, workspace)
+    assert logged.messages == []
+    write_json_atomic(f"{tmp_path}/latest/campaign.json", {"uri": "another"})
+    assert campaign._keep(full_outcome(), workspace) == first
+    assert logged.messages == ["campaign spring is what it was before, and is shown again"]
+    assert workspace.latest("campaign", made_by="tune") == first.uri
+    logged.clear()
+    assert campaign._keep(full_outcome(17), workspace).uri != first.uri and logged.messages == []
+
+
+@pytest.mark.parametrize(("done", "said"), [
+    (0, "winner and recipe are trained again with the seeds 101, 102, which the search has not seen (0 of 4 done)"),
+    (4, "winner and recipe were trained again with the seeds 101, 102 before; that is shown again"),
+])
+def test_fresh_seeds_are_only_said_to_be_trained_when_they_are(logged, done, said):
+    _say_what_is_left((101, 102), done, 4)
+    assert logged.messages == [said]
+
+
+@pytest.fixture
+def logged(caplog) -> Iterator[pytest.LogCaptureFixture]:
+    """What people see, also after tests of the command line, which keeps it from pytest."""
+    logger = logging.getLogger("llmrec_ray")
+    logger.addHandler(caplog.handler)
+    before, logger.propagate = logger.propagate, False
+    with caplog.at_level(logging.INFO, "llmrec_ray"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate = before
 
 
 def test_ctrl_c_stops_what_comes_after_the_search():
