@@ -6,6 +6,7 @@ It keeps nothing. A leg that is run again, after whatever was killed, goes on fr
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -27,6 +28,10 @@ __all__ = ["has_begun", "in_a_line", "run_folder", "run_leg", "trial_recipe"]
 
 logger = logging.getLogger(__name__)
 
+LEG_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""It would be one more process to start in every leg, to tell workers that their machine will go: a leg goes on from
+its last checkpoint anyway."""
+
 
 def run_leg(
     config: Mapping[str, Any], *, recipe_json: str, root: str, data_id: str, judge: ActorHandle, shared: ActorHandle
@@ -36,6 +41,8 @@ def run_leg(
     A trial that fails is told to the judge with its reason and ends like any other, so that the campaign goes on. What
     would meet every other trial too, a full disk or too small a cluster, ends the campaign instead.
     """
+    for name, value in LEG_SETTINGS.items():
+        os.environ.setdefault(name, value)
     number = int(config["trial"])
     record: TrialRecord = ray.get(judge.record.remote(number))
     if record.status != "running" or record.until != config["until"]:
