@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from llmrec_ray.release import load_release
 from llmrec_ray.signals import Calibration, CascadeFusion, FusionPolicy, WeightedFusion, fuse
 from llmrec_ray.types import Histories
 from tests.boards import board_recipe
+from tests.outcomes import full_outcome
 from tests.tiny_release import write_tiny_bundle
 
 MOST = {"neural": 20, "item_item": 20, "text": 20, "popularity": 20, "cold": 10}
@@ -231,6 +233,23 @@ def test_what_cannot_be_judged_is_left_as_it_is_with_the_reason(tiny_recipe, dat
     }
     assert found.policy.cold_scale == tiny_recipe.fusion.cold_scale
     assert "Not searched: fusion.mode, since a Bundle keeps the fusion" in found.text()
+
+
+def test_what_was_found_is_told_with_as_many_settings_as_are_shown_and_what_there_was_before():
+    found = full_outcome().policy
+    lines = found.text().splitlines()
+    assert lines[0] == "3 settings tried on stored scores in 1.8 s, by what the served pipeline gives:"
+    assert lines[1].split() == ["validation", "ndcg@10", "candidates", "fusion.mode", "retrieval.candidates.text"]
+    assert lines[2].split() == ["0.1146", "370", "late"]
+    assert lines[5:] == [
+        "Weights of late fusion: neural 0.52, item_item 0.31, ncf 0.11, text 0.06, popularity 0.00",
+        "Chosen: fusion.mode=late, retrieval.candidates.text=20, ndcg@10 0.1142; before this search it was 0.1121",
+        "Not searched: fusion.cold_scale, since validation holds no items that nobody had met",
+    ]
+    many = replace(found, table=found.table * 4, overrides=[]).text().splitlines()
+    assert many[0].startswith("The best 8 of 12 settings tried on stored scores")
+    assert many[10].startswith("Weights of") and many[11].startswith("Chosen: the settings that there were, ndcg@10")
+    assert replace(found, table=found.table[:1]).text().startswith("1 setting tried on stored scores")
 
 
 def test_a_key_that_needs_training_is_refused(tiny_recipe, dataset, bundle):

@@ -25,8 +25,8 @@ def test_a_winner_that_is_ahead_by_far_more_than_seeds_differ_is_better():
     reach = 4.302653 * found.sd / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach))
     assert found.sentence("NDCG@10") == (
-        "The winner is better on 3 of 3 fresh seeds, by +0.0043 NDCG@10 on average (standard deviation 0.0006, 95 % "
-        "interval +0.0029 to +0.0058): more than the luck of the seed."
+        "The winner is better on 3 of 3 fresh seeds, by +0.0043 NDCG@10 on average, 0.1050 against 0.1007 (standard "
+        "deviation 0.0006, 95 % interval +0.0029 to +0.0058): more than the luck of the seed."
     )
 
 
@@ -47,7 +47,8 @@ def test_one_seed_cannot_tell():
     found = paired(confirmation([0.2], [0.1]))
     assert found.verdict == "one seed only" and found.sd is None
     assert found.sentence("NDCG@10") == (
-        "The winner is better on 1 of 1 fresh seed, by +0.1000 NDCG@10; one seed cannot tell that from luck."
+        "The winner is better on 1 of 1 fresh seed, by +0.1000 NDCG@10, 0.2000 against 0.1000; one seed cannot "
+        "tell that from luck."
     )
 
 

@@ -60,9 +60,10 @@ def test_the_best_value_its_lead_and_whether_it_is_luck_stand_at_the_top(outcome
     text = text_of(outcome)
     best, recipe = outcome.winner, outcome.records[0]
     lead = max(e[METRIC] for e in best.epochs) - max(e[METRIC] for e in recipe.epochs)
-    assert f"Trial {best.number} is the best of 16: validation NDCG@10 of the fused signals 0.1138, +{lead:.4f}" in text
+    said = f"Trial {best.number} is the best of 16: {outcome.label} 0.1138, the recipe as it is "
+    assert f"{said}{max(e[METRIC] for e in recipe.epochs):.4f}: +{lead:.4f}" in text
     assert "On fresh seeds: better" in text
-    assert "The winner is better on 3 of 3 fresh seeds, by +0.0039 NDCG@10 on average" in text
+    assert "The winner is better on 3 of 3 fresh seeds, by +0.0039 NDCG@10 on average, 0.1119 against 0.1080 (" in text
     assert "The search saw 0.1142 NDCG@10 for the winner, fresh seeds give 0.1119 on the same split (−0.0023)" in text
     assert "0.1043 on test (−0.0075)" in text
 
@@ -78,16 +79,17 @@ def test_how_trials_ended_is_said_with_reasons(outcome):
 def test_settings_that_need_no_training_are_shown_with_what_they_were_chosen_for(outcome):
     text = text_of(outcome)
     assert "The choice, fusion.mode=late, retrieval.candidates.text=20, has NDCG@10 0.1142" in text
-    assert "against 0.1121 with the recipe's own settings" in text
+    assert "against 0.1121 before, with the winner's settings" in text
     assert "Weight0.5200.3100.1100.0600.000" in text
     assert "0.1140 at 0.55" in text
+    assert "The curve of two signals ranks all items by these alone; what is served weighs all of them" in text
     assert "fusion.cold_scale: validation holds no items that nobody had met" in text
 
 
 def test_a_search_that_changed_nothing_is_said_so(outcome):
     kept = replace(outcome.policy, overrides=[], value=0.1121)
     text = text_of(replace(outcome, policy=kept))
-    assert "The recipe's own stay, NDCG@10 0.1121 on validation: none was better by more than the tolerance" in text
+    assert "The winner's own stay, NDCG@10 0.1121 on validation: none was better by more than the tolerance" in text
     text = text_of(replace(outcome, policy=replace(kept, table=kept.table[:1])))
     assert "only the weights of its signals were searched, in 1.8 s: NDCG@10 0.1121 on validation." in text
 
@@ -167,8 +169,9 @@ def test_a_recipe_that_was_stopped_is_compared_with_what_the_winner_had_by_then(
     early, best = (max(e[METRIC] for e in outcome.winner.epochs[:n]) for n in (2, 9))
     lead = early - max(e[METRIC] for e in records[0].epochs)
     text = text_of(outcome)
-    assert early < best and f"0.{round(best * 1e4):04d}, {lead:+.4f}".replace("-", "−") in text
-    assert "against the recipe as it is, both after 2 epochs, since that was not trained on." in text
+    assert early < best and f"is the best of 3: {outcome.label} {best:.4f}. After 2 epochs, since the" in text
+    figures = f"{early:.4f} against {early - lead:.4f}: {lead:+.4f} (".replace("-", "−")
+    assert f"the recipe as it is was trained no further, it had {figures}" in text
 
 
 @pytest.mark.parametrize(("best", "said"), [

@@ -28,10 +28,11 @@ SHOWN = 8
 class PolicyFound:
     """What the search without retraining found on a Bundle's stored scores, validation split.
 
-    overrides: dotted overrides of the recipe, such as "fusion.mode=late". value: the metric with them, base: with the
-    recipe's own. table: one row per setting tried: its dotted keys, value, candidates, and cold_value where items that
-    nobody had met were judged too. curve: [neural share, metric]. policy: all of it, to be served with the Bundle.
-    left_out: key, or key=value -> why it was not searched.
+    It began with settings that were there: in a campaign the winner's, else those of the recipe that was given.
+    overrides: dotted overrides of these, such as "fusion.mode=late". value: the metric with them, base: before. table:
+    one row per setting tried: its dotted keys, value, candidates, and cold_value where items that nobody had met were
+    judged too. curve: [neural share, metric]. policy: all of it, to be served with the Bundle. left_out: key, or
+    key=value -> why it was not searched.
     """
 
     overrides: list[str]
@@ -54,16 +55,19 @@ class PolicyFound:
         }
 
     def text(self) -> str:
-        """A table for people: the best settings that were tried, what was chosen, and what was left out."""
+        """For people: the best settings that were tried, what was chosen, and what was left out."""
         keys = list(dict.fromkeys(key for row in self.table for key in row if key not in {"value", "candidates"}))
         rows = sorted(self.table, key=lambda row: (-row["value"], row["candidates"]))[:SHOWN]
-        lines = [_line([f"validation {self.metric}", "candidates", *keys])]
+        tried = f"{len(self.table)} setting{'s' if len(self.table) > 1 else ''}"
+        shown = f"The best {SHOWN} of {tried}" if len(self.table) > SHOWN else tried
+        lines = [f"{shown} tried on stored scores in {self.seconds:.1f} s, by what the served pipeline gives:"]
+        lines.append(_line([f"validation {self.metric}", "candidates", *keys]))
         lines += [_line([f"{row['value']:.4f}", f"{row['candidates']:.0f}", *(_shown(row, k) for k in keys)])
                   for row in rows]
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in self.weights.items())
-        chosen = ", ".join(self.overrides) or "the recipe as it is"
-        lines.append(f"{len(self.table)} settings in {self.seconds:.1f} s; weights of late fusion: {weights}")
-        lines.append(f"Chosen: {chosen}, {self.metric} {self.value:.4f} (the recipe's own: {self.base:.4f})")
+        chosen = ", ".join(self.overrides) or "the settings that there were"
+        lines.append(f"Weights of late fusion: {weights}")
+        lines.append(f"Chosen: {chosen}, {self.metric} {self.value:.4f}; before this search it was {self.base:.4f}")
         return "\n".join([*lines, *(f"Not searched: {key}, since {why}" for key, why in self.left_out.items())])
 
 
@@ -76,13 +80,13 @@ class KeptPolicy(BaseModel):
     policy: FusionPolicy
     """What to serve."""
     overrides: list[str]
-    """What of it differs from the recipe, for the next training."""
+    """What of it differs from the recipe that was given, for the next training."""
     metric: str
     """What was maximised on the validation split."""
     value: float
     """What the policy gives."""
     base: float
-    """What the recipe's own gives."""
+    """What that recipe gives."""
 
 
 def keep_policy(workspace: Workspace, bundle: Bundle, found: PolicyFound) -> str:

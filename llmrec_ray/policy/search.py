@@ -52,6 +52,7 @@ def search_policy(
 ) -> PolicyFound:
     """Search the keys of `domains` around the recipe; the weights of late fusion are searched in any case.
 
+    recipe: whose settings there were before: in a campaign the winner's, which differ from what its user wrote.
     metric: `ndcg@k`, `hr@k` or `mrr@k` of the served pipeline, for requests for k items. tolerance: the share of the
     best value that cheaper settings may cost: fewer candidates, and for items without a train event, which cost the
     others accuracy, a larger scale; it may be spent at each of these steps. modes: fitted fusions by name, the recipe's

@@ -65,7 +65,7 @@ def choose_weights(
     start = time.perf_counter()
     usable = _existing(recipe.fusion.signals, scorer)
     search = search_weights(components.known(usable), targets, seen, calibration, k=K)
-    logger.info("late fusion on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
+    logger.info("late fusion of all items on validation: NDCG@10 %.4f with %s (%d weightings in %.1f s)", search.ndcg,
                 ", ".join(f"{name} {weight:.2f}" for name, weight in search.weights.items()), len(search.table),
                 time.perf_counter() - start)
     few = recipe.fusion.newcomer_events

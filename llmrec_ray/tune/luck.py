@@ -25,12 +25,14 @@ CONFIDENCE = 0.95
 class Paired:
     """Winner - recipe on the seeds that both have.
 
-    mean: 0 without any seed. sd: standard deviation over the seeds; low, high: Student's 95 % interval of the mean; all
-    None with fewer than two seeds.
+    mean: 0 without any seed, as winner and recipe, the means of both. sd: standard deviation over the seeds; low, high:
+    Student's 95 % interval of the mean; all None with fewer than two seeds.
     """
 
     differences: Mapping[int, float]
     mean: float
+    winner: float
+    recipe: float
     sd: float | None
     low: float | None
     high: float | None
@@ -58,9 +60,11 @@ class Paired:
         n = len(self.differences)
         seeds = f"{self.ahead} of {n} fresh seed{'s' if n > 1 else ''}"
         counted = f"The winner is better on {seeds}, by {self.mean:+.4f} {metric}"
+        both = f"{self.winner:.4f} against {self.recipe:.4f}"
         if self.sd is None:
-            return f"{counted}; one seed cannot tell that from luck."
-        spread = f"on average (standard deviation {self.sd:.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f})"
+            return f"{counted}, {both}; one seed cannot tell that from luck."
+        reach = f"95 % interval {self.low:+.4f} to {self.high:+.4f}"
+        spread = f"on average, {both} (standard deviation {self.sd:.4f}, {reach})"
         said: dict[Verdict, str] = {
             "better": "more than the luck of the seed", "worse": "the recipe as it is does better",
             "no difference shown": f"{n} seeds do not tell that from luck",
@@ -70,16 +74,19 @@ class Paired:
 
 def paired(confirmation: Confirmation) -> Paired:
     """Compare by the seeds of which both have a figure that is a number."""
-    differences = {
-        seed: value - confirmation.default[seed] for seed, value in confirmation.winner.items()
-        if seed in confirmation.default and math.isfinite(value - confirmation.default[seed])
-    }
-    values = np.array([*differences.values()], np.float64)
-    if len(values) < 2:
-        return Paired(differences, float(values.sum()), None, None, None)
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    seeds = [
+        seed for seed, value in confirmation.winner.items()
+        if math.isfinite(value - confirmation.default.get(seed, math.nan))
+    ]
+    ours, theirs = (np.array([each[seed] for seed in seeds]) for each in (confirmation.winner, confirmation.default))
+    values = ours - theirs
+    differences = dict(zip(seeds, values.tolist(), strict=True))
+    mean, winner, recipe = (float(figures.mean()) if seeds else 0.0 for figures in (values, ours, theirs))
+    if len(seeds) < 2:
+        return Paired(differences, mean, winner, recipe, None, None, None)
+    sd = float(values.std(ddof=1))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
-    return Paired(differences, mean, sd, mean - reach, mean + reach)
+    return Paired(differences, mean, winner, recipe, sd, mean - reach, mean + reach)
 
 
 @dataclass(frozen=True)

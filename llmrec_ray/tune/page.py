@@ -40,6 +40,7 @@ from llmrec_ray.tune.written import setting_of, setting_text
 __all__ = ["changed_settings", "render_page"]
 
 MOST_AXES, MOST_ROWS, LEVELS, DENSE = 8, 24, 5, 48
+OF_TWO, CURVE_METRIC = "On stored scores of the winner, neural and item-item alone", "ndcg@10"
 NAMES = {"ndcg": "NDCG", "hr": "HR", "mrr": "MRR"}
 
 
@@ -141,10 +142,15 @@ class _View:
     @property
     def gain(self) -> float | None:
         """Of the winner over the recipe as it was, after as many epochs as that was trained."""
-        if self.recipe is None or self.recipe.value is None or self.winner.value is None or self.recipe.is_winner:
+        if self.recipe is None or self.recipe.value is None or self.compared is None or self.recipe.is_winner:
             return None
+        return self.compared - self.recipe.value
+
+    @property
+    def compared(self) -> float | None:
+        """The winner's value that is compared with the recipe's."""
         early = None if self.cut is None else value_at(self.winner.record, self.outcome.metric, self.cut)
-        return (self.winner.value if early is None else early) - self.recipe.value
+        return self.winner.value if early is None else early
 
     @property
     def cut(self) -> int | None:
@@ -301,11 +307,16 @@ class _View:
         best = next((e for e in self.outcome.winner.epochs if e["epoch"] == self.winner.best_epoch), {})
         policy = self.outcome.policy
         curves = [
-            ("In the search, the winner's best epoch", best.get("fused_curve") or []),
-            ("On stored scores of the winner, trained", policy.curve if policy is not None else []),
+            ("In the search, the winner's best epoch", self.metric_name, best.get("fused_curve") or []),
+            (OF_TWO, _metric_name(CURVE_METRIC), policy.curve if policy is not None else []),
         ]
-        return [(title, self._fusion_chart(n, title, curve)) for n, (title, curve) in enumerate(curves)
+        return [(title, self._fusion_chart(n, title, metric, curve)) for n, (title, metric, curve) in enumerate(curves)
                 if any(_known(value) is not None for _, value in curve)]
+
+    @property
+    def shows_two_signals(self) -> bool:
+        """Whether a chart shows only two of the signals that are fused."""
+        return any(title == OF_TWO for title, _ in self.fusion_charts)
 
     @property
     def policy_rows(self) -> list[dict[str, Any]]:
@@ -364,12 +375,12 @@ class _View:
     def _settings(self, row: _Row) -> str:
         return ", ".join(f"{key} {setting_text(row.settings.get(key))}" for key in self.keys)
 
-    def _fusion_chart(self, n: int, title: str, curve: Sequence[Sequence[float]]) -> Markup:
+    def _fusion_chart(self, n: int, title: str, metric: str, curve: Sequence[Sequence[float]]) -> Markup:
         points = sorted((float(share), float(value)) for share, value in curve if _known(value) is not None)
         best = max(points, key=lambda point: point[1])
         return line_chart(
             f"fusion-{n}", title, f"{len(points)} shares; the best is {best[0]:g} with {best[1]:.4f}.", {title: points},
-            x_label="share of the neural signal", y_label=f"validation {self.metric_name}", from_zero=False,
+            x_label="share of the neural signal", y_label=f"validation {metric}", from_zero=False,
             mark_best=True,
         )
 
