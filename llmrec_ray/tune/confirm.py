@@ -3,7 +3,8 @@
 Below `<root>/confirm` each run has a workspace and, once it is finished, a JSON record. So whoever is killed, what was
 finished is not run again, and a training that had begun goes on.
 
-    winner-101/, winner-101.json, recipe-101/, …    one training each; checkpoints go when all are finished
+    winner-101/, winner-101.json, recipe-101/, …    one training each; checkpoints go when all are finished, and
+                                                    encoders take the room of one, see `links`
     test.json                                       which winner looked at the test split, see `look`
 """
 
@@ -32,6 +33,7 @@ from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, LlmrecError, OutOfMemoryError
 from llmrec_ray.evaluate import validation_value
 from llmrec_ray.train import open_start, share_cores, smaller, train_bundle
+from llmrec_ray.tune.links import share_encoder
 from llmrec_ray.tune.look import look_at_test
 from llmrec_ray.tune.outcome import Confirmation
 from llmrec_ray.tune.room import trials_per_machine
@@ -90,6 +92,8 @@ def confirm(
         with contextlib.closing(_in_turn(phase, texts, concurrent)) as ended:
             for job, run in ended:
                 write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
+                if run.bundle is not None:
+                    share_encoder(root, _bundle_uri(job, run))
                 runs[job.name] = run
                 logger.info("%s, seed %d: %s (%d of %d)", job.arm, run.seed, _said(run, metric), len(runs), len(jobs))
     if all(run.reason is None for run in runs.values()):
@@ -250,6 +254,10 @@ def _go_on_or_begin(job: _Job, recipe: Recipe, dataset: Dataset, raw_text: Float
     return train()
 
 
+def _bundle_uri(job: _Job, run: FreshRun) -> str:
+    return f"{Workspace(job.uri).root('bundle')}/bundle-{run.bundle}"
+
+
 def _said(run: FreshRun, metric: str) -> str:
     return f"validation {metric} {run.value:.4f}" if run.value is not None else f"failed, {run.reason}"
 
@@ -287,7 +295,7 @@ def _with_test(
     job = trained[0]
     own = Workspace(job.uri)
     try:
-        bundle = Bundle.open(f"{own.root('bundle')}/bundle-{runs[job.name].bundle}")
+        bundle = Bundle.open(_bundle_uri(job, runs[job.name]))
         look = look_at_test(job.recipe, dataset, bundle, own, job.metric, winner=job.identity, log=workspace)
     except LlmrecError as error:
         return replace(confirmation, failed=confirmation.failed | {"test": str(error)})
