@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec_ray.tune import search
+from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.progress import leg_begins, leg_ends, standing, summary
 from llmrec_ray.tune.records import Part
 from llmrec_ray.tune.schedule import Leg, next_leg, planned_epochs
 from tests.test_tune_judge import judge_of, report
 from tests.test_tune_schedule import METRIC, Simulated, plan_of, rising
+from tests.test_tune_trial import Here
 
 LINES = {0: "train.learning_rate 0.001", 1: "train.learning_rate 0.002", 2: "train.learning_rate 0.003"}
 
@@ -158,3 +163,42 @@ def test_the_judge_tells_what_a_leg_begins_and_ends_with(tmp_path):
     assert judge.next_assignment().said == "trial 1 goes on to epoch 2: place 1 of 2 at epoch 1"
     assert judge.summary().startswith("search so far: 2 trials, 1 cut short, 1 waiting; 2 of their 8 epochs trained")
     assert (judge.standing().done, judge.standing().planned) == (2, 5)
+
+
+def test_the_bar_of_a_resumed_campaign_begins_where_it_was_and_never_goes_back(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(search.ray, "get", lambda answer: answer)
+    judge, plan = judge_of(tmp_path, trials=2)
+    judge.next_assignment()
+    for epoch in (1, 2):
+        report(judge, 0, epoch, epoch / 10)
+    resumed = Judge(str(tmp_path / "campaign"), plan)
+    resumed.next_assignment()
+    bars, leg = search._Progress(Here(resumed)), SimpleNamespace(config={"trial": 0, "until": 4})
+    bars.setup()
+    assert (bars._bar.initial, bars._bar.n, bars._bar.total) == (2, 2, 8)
+    report(resumed, 0, 1, 0.1)
+    bars.on_trial_result(1, [], leg, {})
+    assert bars._bar.n == 2
+    for epoch in (2, 3, 4):
+        report(resumed, 0, epoch, epoch / 10)
+    resumed.end_leg(0)
+    with caplog.at_level(logging.INFO, logger="llmrec_ray"):
+        bars.on_trial_complete(2, [], leg)
+        bars.on_experiment_end([])
+    assert bars._bar.n == 4 and bars._bar.postfix == "1 of 2 trials begun, 1 finished, best 0.4000"
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("trial 0 finished, epoch 4: 0.4000 with ")
+    assert said[1:] == ["search so far: 1 of 2 trials, 1 finished; 4 of their 4 epochs trained; best trial 0, 0.4000"]
+
+
+def test_what_is_said_of_a_leg_is_logged_when_it_is_handed_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(search.ray, "get", lambda answer: answer)
+    judge, plan = judge_of(tmp_path, scheduler="asha", grace_epochs=1, trials=2)
+    legs = search._Legs(Here(judge), plan.metric, str(tmp_path))
+    with caplog.at_level(logging.INFO, logger="llmrec_ray"):
+        for number in (0, 1):
+            assert legs.suggest(str(number))["trial"] == number
+            report(judge, number, 1, 0.1 + number / 10)
+            judge.end_leg(number)
+        assert legs.suggest("2")["trial"] == 1
+    assert [record.getMessage() for record in caplog.records] == ["trial 1 goes on to epoch 2: place 1 of 2 at epoch 1"]

@@ -128,6 +128,10 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]
         now: Standing = ray.get(self._judge.standing.remote())
         self._bar = tqdm(total=now.planned, initial=now.done, desc="tune", unit="epoch", postfix=now.text)
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Before the first epoch, which may take long."""
+        self._show()
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """After every epoch, of which the judge knows first."""
         self._show()
