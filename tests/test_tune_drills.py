@@ -167,6 +167,7 @@ from ray.cluster_utils import Cluster
 
 from llmrec_ray.cli.main import run
 from llmrec_ray.tune.records import Records
+from tests.tune_campaigns import two_in_training
 
 root, command = sys.argv[1], sys.argv[2:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -176,7 +177,7 @@ ray.init(address=cluster.address, log_to_driver=False)
 
 def lose_it():
     records = Records(root)
-    while sum(record.status == "running" and len(record.epochs) >= 1 for record in records.load()) < 2:
+    while not two_in_training(records.load()):
         time.sleep(0.02)
     cluster.remove_node(lost)
     sys.stderr.write("a node is gone\\n")

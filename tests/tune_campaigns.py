@@ -155,8 +155,9 @@ def mid_training(records: list[TrialRecord]) -> bool:
 
 
 def two_in_training(records: list[TrialRecord]) -> bool:
-    """Two trials at once, both with epochs behind them and before them."""
-    return sum(record.status == "running" and 1 <= len(record.epochs) < EPOCHS for record in records) >= 2
+    """Two trials at once, one at least with epochs behind it."""
+    running = [record for record in records if record.status == "running" and len(record.epochs) < EPOCHS]
+    return len(running) >= 2 and any(record.epochs for record in running)
 
 
 def between_trials(records: list[TrialRecord]) -> bool:
