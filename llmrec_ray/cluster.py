@@ -101,7 +101,7 @@ def connected(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterat
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM raises SystemExit. So does Ray 2.60's handler, which aborts the process when its end takes 3 seconds; and
-    what is raised while Ray waits comes out of it with the status 1."""
+    what is raised while Ray waits comes out of it with the status 1, and out of training as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -114,7 +114,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except SystemExit as ended:
+    except (SystemExit, KeyboardInterrupt) as ended:
         raise (SystemExit(KILLED + told[0]) if told else ended) from None
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: one that was set below Python
