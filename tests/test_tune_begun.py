@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +37,8 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def dataset_of(workspace: str, id_: str = ID) -> Any:
-    return SimpleNamespace(id=id_, uri=f"{Workspace(workspace).root('dataset')}/dataset-{id_}")
+def dataset_of(workspace: str | Path, id_: str = ID) -> Any:
+    return SimpleNamespace(id=id_, uri=f"{Workspace(str(workspace)).root('dataset')}/dataset-{id_}")
 
 
 def begin(name: str, *overrides: str) -> Recipe:
@@ -57,18 +58,28 @@ def test_a_campaign_is_found_where_recipes_have_their_workspace_by_default(here,
 
 
 @pytest.mark.parametrize("workspace", ["work", "a b/{name}"])
-def test_the_command_names_another_workspace_and_a_dataset_of_another(here, workspace):
+def test_the_command_names_another_workspace(here, workspace):
     recipe = begin("spring", f"workspace={workspace}")
     found = begun_campaign("spring", workspace)
     assert found.recipe == recipe
-    command = resume_command("spring", recipe, Workspace(recipe.workspace), dataset_of("elsewhere"))
-    assert shlex.split(command) == [
-        "llmrec", "tune", "--resume", "spring", "--dataset", f"{here}/elsewhere/datasets/dataset-{ID}",
-        f"workspace={here}/{recipe.workspace}",
-    ]
-    assert "--dataset" not in resume_command(
-        "spring", recipe, Workspace(recipe.workspace), dataset_of(recipe.workspace)
-    )
+    command = resume_command("spring", recipe, Workspace(recipe.workspace))
+    assert shlex.split(command) == ["llmrec", "tune", "--resume", "spring", f"workspace={here}/{recipe.workspace}"]
+
+
+@pytest.mark.parametrize("uri", ["elsewhere/dataset-1", "s3://bucket/datasets/dataset-1"])
+def test_a_dataset_that_lies_elsewhere_is_found_there(here, uri):
+    recipe = searched_recipe()
+    keep_begun(Workspace(recipe.workspace), "spring", recipe, SimpleNamespace(id=ID, uri=uri))
+    assert begun_campaign("spring").dataset_uri == Workspace(uri).uri
+    (here / "runs").rename(here / "archive")
+    assert begun_campaign("spring", "archive/{name}").dataset_uri == Workspace(uri).uri
+
+
+def test_credentials_of_a_dataset_are_not_written_down(here):
+    recipe = searched_recipe()
+    dataset: Any = SimpleNamespace(id=ID, uri="s3://KEY:SECRET@bucket/datasets/dataset-1")
+    keep_begun(Workspace(recipe.workspace), "spring", recipe, dataset)
+    assert "SECRET" not in (here / "runs" / "movielens-100k" / "tune" / "spring" / "campaign.json").read_text()
 
 
 def test_a_recipe_is_kept_with_its_keys_in_their_order(here):
@@ -80,16 +91,18 @@ def test_a_recipe_is_kept_with_its_keys_in_their_order(here):
 def test_a_campaign_that_was_moved_goes_on_where_it_is_now(here):
     begin("spring")
     (here / "runs").rename(here / "archive")
-    assert begun_campaign("spring", "archive/movielens-100k").recipe.workspace == "archive/movielens-100k"
+    found = begun_campaign("spring", "archive/movielens-100k")
+    assert found.recipe.workspace == "archive/movielens-100k"
+    assert found.dataset_uri == dataset_of(here / "archive" / "movielens-100k").uri
 
 
 def test_of_campaigns_of_one_name_the_workspace_is_asked_for_and_said(here):
-    begin("spring", "workspace=runs/b")
+    begin("spring", "workspace=runs/a b")
     recipe = begin("spring")
     with pytest.raises(ConfigError) as caught:
         begun_campaign("spring")
     assert str(caught.value) == (
-        "There are 2 campaigns spring: say which one by workspace=runs/b or workspace=runs/movielens-100k."
+        "There are 2 campaigns spring: say which one by 'workspace=runs/a b' or workspace=runs/movielens-100k."
     )
     command = resume_command("spring", recipe, Workspace(recipe.workspace))
     assert command == f"llmrec tune --resume spring workspace={here}/runs/movielens-100k"
@@ -136,8 +149,55 @@ def test_a_campaign_that_is_damaged_or_of_an_unknown_recipe_is_refused(here):
     state["recipe"]["train"]["epochs"] = 0
     assert said(json.dumps(state)) == (
         f"{file} holds a recipe that cannot be used (train.epochs: Input should be greater than 0 (got 0)): name the "
-        "campaign's recipe by --recipe or --config."
+        "campaign's recipe by --recipe or --config, or start another campaign."
     )
+    state["recipe"]["train"]["patience"] = 0
+    assert "(got 0); train.patience: Input should be" in said(json.dumps(state))
+
+
+def test_a_campaign_of_a_version_with_fewer_keys_goes_on_with_their_defaults(here):
+    recipe = begin("spring")
+    file = here / "runs" / "movielens-100k" / "tune" / "spring" / "campaign.json"
+    state = json.loads(file.read_text())
+    del state["recipe"]["train"]["precision"]
+    file.write_text(json.dumps(state))
+    assert begun_campaign("spring").recipe == recipe
+    workspace, dataset = Workspace(recipe.workspace), dataset_of(recipe.workspace)
+    check_begun(workspace, "spring", recipe, dataset, resume=True)
+    with pytest.raises(ArtifactMismatchError, match=r"since train\.precision \(fp32, now bf16\) changed"):
+        check_begun(workspace, "spring", override_recipe(recipe, ["train.precision=bf16"]), dataset, resume=True)
+
+
+def test_of_a_recipe_that_is_not_valid_any_more_the_command_is_not_told(here):
+    recipe = begin("spring")
+    file = here / "runs" / "movielens-100k" / "tune" / "spring" / "campaign.json"
+    state = json.loads(file.read_text())
+    state["recipe"]["train"]["gone"] = 3
+    file.write_text(json.dumps(state))
+    with pytest.raises(ArtifactMismatchError) as caught:
+        check_begun(Workspace(recipe.workspace), "spring", recipe, dataset_of(recipe.workspace), resume=True)
+    assert str(caught.value) == (
+        "The campaign spring cannot be resumed, since train.gone (3, now null) changed: use the recipe and data it was "
+        "started with, or start another campaign."
+    )
+
+
+def test_folders_that_a_user_may_not_look_into_stop_nobody(here, monkeypatch):
+    def locked(listed: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+        def names(uri: str) -> list[str]:
+            if "/another" in uri:
+                raise PermissionError("Permission denied")
+            return listed(uri)
+        return names
+
+    recipe = begin("spring")
+    begin("spring", "workspace=runs/another")
+    for name in ("file_names", "folder_names"):
+        monkeypatch.setattr(begun, name, locked(getattr(begun, name)))
+    assert begun_campaign("spring").recipe == recipe
+    assert resume_command("spring", recipe, Workspace(recipe.workspace)) == "llmrec tune --resume spring"
+    with pytest.raises(ArtifactNotFoundError, match="only spring: name one of them"):
+        begun_campaign("other")
 
 
 def test_a_campaign_that_cannot_be_read_is_named(here, monkeypatch):
@@ -227,7 +287,7 @@ def test_a_campaign_goes_on_with_a_recipe_that_is_named(stage):
 @pytest.mark.parametrize(("arguments", "status", "said"), [
     ([], 2, "There is no recipe to tune: name one with --recipe or --config, or a campaign to go on with by --resume."),
     (["--policy-only"], 2,
-     "There is no recipe to tune: name one with --recipe or --config, or a campaign to go on with by --resume."),
+     "There is no recipe to tune: name one with --recipe or --config."),
     (["--resume", "spring", "train.epochs=-1"], 2,
      "The override train.epochs=-1 is not valid for recipe movielens-100k:\n  train.epochs: Input should be greater "
      "than 0 (got -1)"),

@@ -20,7 +20,7 @@ from llmrec_ray.tune.confirm import _identity, _say_what_is_left
 from llmrec_ray.tune.search import _handlers_kept
 from tests.outcomes import full_outcome, made_record, searched_recipe
 
-DATASET = SimpleNamespace(id="0123456789abcdef")
+DATASET = SimpleNamespace(id="0123456789abcdef", uri="datasets/dataset-0123456789abcdef")
 MACHINES = ("train.num_workers=4", "train.sharding=zero2", "train.accumulation_steps=2", "evaluate.batch_users=64")
 
 

@@ -91,9 +91,8 @@ def _check_tune(arguments: argparse.Namespace) -> None:
     if arguments.policy_only and arguments.resume:
         raise ConfigError("--policy-only trains nothing that could be resumed: leave out --resume.")
     if not (arguments.recipe or arguments.config or arguments.resume):
-        raise ConfigError(
-            "There is no recipe to tune: name one with --recipe or --config, or a campaign to go on with by --resume."
-        )
+        resumed = "" if arguments.policy_only else ", or a campaign to go on with by --resume"
+        raise ConfigError(f"There is no recipe to tune: name one with --recipe or --config{resumed}.")
     if arguments.bundle and not arguments.policy_only:
         raise ConfigError("A campaign trains its own bundles: leave out --bundle, or search one with --policy-only.")
 

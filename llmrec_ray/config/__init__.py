@@ -22,7 +22,7 @@ from llmrec_ray.config.load import load_recipe, overridden_workspace, override_r
 from llmrec_ray.config.model import CascadeConfig, ContextConfig, FusionConfig, FusionMode, ItemItemConfig, ModelConfig
 from llmrec_ray.config.recipe import Recipe
 from llmrec_ray.config.search import as_override, check_campaign, domain_of, with_settings
-from llmrec_ray.config.section import ColdSignalName, MergeName, SignalName, SourceName
+from llmrec_ray.config.section import ColdSignalName, MergeName, SignalName, SourceName, has_credentials
 from llmrec_ray.config.serve import (
     AppConfig,
     DeadlineConfig,
@@ -99,6 +99,7 @@ __all__ = [
     "as_override",
     "check_campaign",
     "domain_of",
+    "has_credentials",
     "load_recipe",
     "needs_no_training",
     "overridden_workspace",

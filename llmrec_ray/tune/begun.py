@@ -1,12 +1,13 @@
 """What a campaign was started with, as it stands in its folder -> the recipe that goes on with it, and the command.
 
-    <workspace>/tune/<name>/campaign.json    recipe, and id of the Dataset
+    <workspace>/tune/<name>/campaign.json    recipe, and id of the Dataset; its URI too where that is elsewhere
 
 Does not know Ray.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmrec_ray.artifact import Workspace, file_names, folder_names, read_json, write_json_atomic
-from llmrec_ray.config import Recipe, as_override, validate_recipe
+from llmrec_ray.config import Recipe, as_override, has_credentials, validate_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import (
     ArtifactError,
@@ -44,7 +45,7 @@ NAMED, WIDTH, LEAD = 5, 48, 12
 
 @dataclass(frozen=True)
 class Begun:
-    """A campaign that is there: its recipe, with the workspace that it lies in, and the URI of its Dataset there."""
+    """A campaign that is there: its recipe, with the workspace that it lies in, and the URI of its Dataset."""
 
     recipe: Recipe
     dataset_uri: str
@@ -56,6 +57,8 @@ class _State(BaseModel):
     model_config = ConfigDict(frozen=True)
     recipe: dict[str, Any]
     dataset: str
+    dataset_uri: str | None = None
+    """None in the campaign's workspace, which may be moved."""
 
 
 def campaign_root(workspace: Workspace, name: str) -> str:
@@ -64,8 +67,10 @@ def campaign_root(workspace: Workspace, name: str) -> str:
 
 
 def keep_begun(workspace: Workspace, name: str, recipe: Recipe, dataset: Dataset) -> None:
-    """Write down what a campaign is run with."""
-    state = _State(recipe=recipe.model_dump(mode="json"), dataset=dataset.id)
+    """Write down what a campaign is run with, but for credentials of its Dataset."""
+    uri = Workspace(dataset.uri).uri
+    is_left_out = uri == _dataset_uri(workspace, dataset.id) or has_credentials(uri)
+    state = _State(recipe=recipe.model_dump(mode="json"), dataset=dataset.id, dataset_uri=None if is_left_out else uri)
     write_json_atomic(f"{campaign_root(workspace, name)}/{BEGUN}", state.model_dump(), sort_keys=False)
 
 
@@ -81,28 +86,26 @@ def begun_campaign(name: str, workspace: str | None = None) -> Begun:
     if not there:
         raise _missing(name, pattern)
     if len(there) > 1:
-        listed = " or ".join(as_override("workspace", each) for each in there)
+        listed = " or ".join(shlex.quote(as_override("workspace", each)) for each in there)
         raise ConfigError(f"There are {len(there)} campaigns {name}: say which one by {listed}.")
     [found] = there
     state = _read(Workspace(found), name)
     try:
         recipe = validate_recipe(state.recipe, "it")
     except ConfigError as error:
-        problem = str(error).partition("\n")[2].strip()
+        problem = "; ".join(map(str.strip, str(error).splitlines()[1:]))
         raise CorruptArtifactError(
             f"{campaign_root(Workspace(found), name)}/{BEGUN} holds a recipe that cannot be used ({problem}): name the "
-            "campaign's recipe by --recipe or --config."
+            "campaign's recipe by --recipe or --config, or start another campaign."
         ) from None
     if Workspace(recipe.workspace).uri != Workspace(found).uri:
         recipe = recipe.model_copy(update={"workspace": found})
-    return Begun(recipe, _dataset_uri(Workspace(found), state.dataset))
+    return Begun(recipe, state.dataset_uri or _dataset_uri(Workspace(found), state.dataset))
 
 
-def resume_command(name: str, recipe: Recipe, workspace: Workspace, dataset: Dataset | None = None) -> str:
-    """What goes on with a campaign when it is typed; names of workspace and Dataset where these would not be found."""
+def resume_command(name: str, recipe: Recipe, workspace: Workspace) -> str:
+    """What goes on with a campaign when it is typed; with the workspace where that would not be found."""
     words = ["llmrec", "tune", "--resume", name]
-    if dataset is not None and Workspace(dataset.uri).uri != _dataset_uri(workspace, dataset.id):
-        words += ["--dataset", Workspace(dataset.uri).uri]
     others = [each for each in _workspaces(BY_DEFAULT) if _has(each, name) and Workspace(each).uri != workspace.uri]
     if others or Workspace(BY_DEFAULT.replace("{name}", recipe.name)).uri != workspace.uri:
         words.append(as_override("workspace", workspace.uri))
@@ -124,16 +127,19 @@ def check_begun(workspace: Workspace, name: str, recipe: Recipe, dataset: Datase
             "tune.name."
         )
     before = _read(workspace, name)
+    readable = _as_read(before.recipe)
     changed = sorted(
-        f"{key} ({_both(old, new)})" for key, old, new in _changes(before.recipe, recipe.model_dump(mode="json"))
+        f"{key} ({_both(old, new)})"
+        for key, old, new in _changes(readable or before.recipe, recipe.model_dump(mode="json"))
         if not key.startswith(MAY_DIFFER)
     )
     if before.dataset != dataset.id:
         changed.append(f"the Dataset ({before.dataset}, now {dataset.id})")
     if changed:
+        how = f", as `{command}` does" if readable else ""
         raise ArtifactMismatchError(
             f"The campaign {name} cannot be resumed, since {_listed(changed)} changed: use the recipe and data it was "
-            f"started with, as `{command}` does, or start another campaign."
+            f"started with{how}, or start another campaign."
         )
 
 
@@ -154,6 +160,14 @@ def _read(workspace: Workspace, name: str) -> _State:
         ) from None
 
 
+def _as_read(tree: dict[str, Any]) -> dict[str, Any] | None:
+    """A kept recipe with the defaults of keys that there were none of then; None when it is not valid any more."""
+    try:
+        return validate_recipe(tree, "it").model_dump(mode="json")
+    except ConfigError:
+        return None
+
+
 def _workspaces(pattern: str) -> list[str]:
     """What a workspace stands for, in which {name} may be any recipe's: itself, or the folders that there are."""
     before, named, after = pattern.partition("{name}")
@@ -162,12 +176,22 @@ def _workspaces(pattern: str) -> list[str]:
     parent, slash, start = before.rpartition("/")
     end = after.partition("/")[0]
     shape = re.compile(f"{re.escape(start)}(.+){re.escape(end)}")
-    found = [shape.fullmatch(folder) for folder in folder_names(parent or slash or ".")]
+    found = [shape.fullmatch(folder) for folder in _folders(parent or slash or ".")]
     return [pattern.replace("{name}", match[1]) for match in found if match]
 
 
 def _has(workspace: str, name: str) -> bool:
-    return BEGUN in file_names(campaign_root(Workspace(workspace), name))
+    """Whether a campaign is there, and where this user may look; a folder of another may stand beside."""
+    with contextlib.suppress(PermissionError):
+        return BEGUN in file_names(campaign_root(Workspace(workspace), name))
+    return False
+
+
+def _folders(uri: str) -> list[str]:
+    """Names of folders; none where this user may not look."""
+    with contextlib.suppress(PermissionError):
+        return folder_names(uri)
+    return []
 
 
 def _dataset_uri(workspace: Workspace, id_: str) -> str:
@@ -177,7 +201,7 @@ def _dataset_uri(workspace: Workspace, id_: str) -> str:
 def _missing(name: str, pattern: str) -> ArtifactNotFoundError:
     names = sorted({
         other for each in _workspaces(pattern)
-        for other in folder_names(f"{Workspace(each).uri}/tune") if _has(each, other)
+        for other in _folders(f"{Workspace(each).uri}/tune") if _has(each, other)
     })
     folder = f"{Workspace(pattern.replace('{name}', '*')).uri}/tune"
     remedy = "say where it is by workspace=…, or run `llmrec tune` without --resume."

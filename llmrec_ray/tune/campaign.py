@@ -69,7 +69,7 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     """
     check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    root, command = campaign_root(workspace, name), resume_command(name, recipe, workspace, dataset)
+    root, command = campaign_root(workspace, name), resume_command(name, recipe, workspace)
     recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"name": name})})
     plan = _plan(recipe, split_levels(recipe)[0])
     concurrent = concurrent_trials(recipe)
