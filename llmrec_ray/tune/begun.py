@@ -127,16 +127,11 @@ def check_begun(workspace: Workspace, name: str, recipe: Recipe, dataset: Datase
             "tune.name."
         )
     before = _read(workspace, name)
-    readable = _as_read(before.recipe)
-    changed = sorted(
-        f"{key} ({_both(old, new)})"
-        for key, old, new in _changes(readable or before.recipe, recipe.model_dump(mode="json"))
-        if not key.startswith(MAY_DIFFER)
-    )
+    changed = _differences(before.recipe, recipe)
     if before.dataset != dataset.id:
         changed.append(f"the Dataset ({before.dataset}, now {dataset.id})")
     if changed:
-        how = f", as `{command}` does" if readable else ""
+        how = f", as `{command}` does" if _is_read_as_kept(before.recipe) else ""
         raise ArtifactMismatchError(
             f"The campaign {name} cannot be resumed, since {_listed(changed)} changed: use the recipe and data it was "
             f"started with{how}, or start another campaign."
@@ -160,12 +155,19 @@ def _read(workspace: Workspace, name: str) -> _State:
         ) from None
 
 
-def _as_read(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """A kept recipe with the defaults of keys that there were none of then; None when it is not valid any more."""
+def _differences(before: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Keys that may not differ, with both values. Those that one of the two lacks differ too, even from a default:
+    trials of that campaign have checkpoints of runs that are compared as strictly, and would fail one by one."""
+    changes = _changes(before, recipe.model_dump(mode="json"))
+    return sorted(f"{key} ({_both(old, new)})" for key, old, new in changes if not key.startswith(MAY_DIFFER))
+
+
+def _is_read_as_kept(tree: dict[str, Any]) -> bool:
+    """Not the recipe of a version that had other keys, which no command goes on with."""
     try:
-        return validate_recipe(tree, "it").model_dump(mode="json")
+        return not _differences(tree, validate_recipe(tree, "it"))
     except ConfigError:
-        return None
+        return False
 
 
 def _workspaces(pattern: str) -> list[str]:
