@@ -76,10 +76,10 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     check_begun(workspace, name, recipe, dataset, resume=resume is not None)
     if (tried := len(Records(root).load())) > plan.trials:
         raise ConfigError(f"The campaign {name} has {tried} trials already: set tune.trials to {tried} or more.")
-    logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, this goes on: %s", name,
-                plan.trials, concurrent, root, command)
     with _alone(name, root), _says_how_to_go_on(command, root):
         keep_begun(workspace, name, recipe, dataset)
+        logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, this goes on: %s", name,
+                    plan.trials, concurrent, root, command)
         records, seconds = _search(recipe, plan, dataset, workspace, root)
         winner = _winner(recipe, plan, command, records)
         outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)

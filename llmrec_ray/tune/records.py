@@ -1,4 +1,4 @@
-"""What is known of each trial, one JSON file per trial: the only state of a campaign, whoever is killed.
+"""What is known of each trial, one JSON file per trial: all that the search follows from, whoever is killed.
 
 Files are replaced whole, on disks and object stores alike, so a reader sees the last report that was complete.
 """
