@@ -12,9 +12,10 @@ winner is held against. Overrides change all of these recipes.
     seeds   asha's winner and the packaged recipe, trained anew on seeds that no search has seen, by the served pipeline
     policy  the weights of five signals, searched on stored scores
 
-Overhead is a trial's wall time without its epochs, with another trial beside it. That a campaign survives being killed
-is a drill: tests/test_tune_drills.py. A run that was interrupted goes on where it stopped, in the same --folder; give
-another, or remove it, to measure changed code. Dated copies of the output belong into benchmarks/results/.
+Overhead is a trial's wall time without its epochs, with another trial beside it: that of one start at full fidelity, of
+one for each rung with asha. That a campaign survives being killed is a drill: tests/test_tune_drills.py. A run that was
+interrupted goes on where it stopped, in the same --folder; give another, or remove it, to measure changed code. Dated
+copies of the output belong into benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ ROWS = (
     ("  value of the poor start", "poor_value", ".4f", ""),
     ("search of five signals' weights, seconds", "late_fusion_search_s", ".2f", "at most 5"),
     ("overhead of a trial, mean seconds", "overhead_per_trial_s", ".1f", "at most 15"),
-    ("  of a leg, mean seconds", "overhead_per_leg_s", ".1f", ""),
+    ("  with asha", "asha_overhead_per_trial_s", ".1f", ""),
+    ("  of a leg of asha", "asha_overhead_per_leg_s", ".1f", ""),
     ("campaign, full fidelity, seconds", "full_s", ".0f", ""),
     ("campaign, asha, seconds", "asha_s", ".0f", ""),
     ("most memory of a campaign, GB", "peak_gb", ".1f", ""),
@@ -135,7 +137,8 @@ def measure(bench: Bench, parts: Sequence[str]) -> dict[str, Any]:
     _prepare(bench.recipe())
     full = measure_campaign(bench, "full") if "full" in parts else None
     asha = measure_campaign(bench, "asha") if {"asha", "seeds"} & {*parts} else None
-    result |= _costs([each for each in (full, asha) if each is not None])
+    result |= {} if full is None else _costs(full)
+    result |= {} if asha is None else {f"asha_{name}": value for name, value in _costs(asha).items()}
     if full is not None and asha is not None:
         result |= _compared(full, asha)
     if "seeds" in parts and asha is not None:
@@ -227,17 +230,13 @@ def _prepare(recipe: Recipe) -> None:
     stages.embed_stage(recipe)
 
 
-def _costs(campaigns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Overheads over the trials of these campaigns. A leg is one start of a trial's workers."""
-    records = [TrialRecord.model_validate(record) for campaign in campaigns for record in campaign["records"]]
-    if not records:
-        return {}
-    overheads = [record.seconds - record.training_s for record in records]
-    legs = sum(_legs(campaign) for campaign in campaigns)
+def _costs(campaign: dict[str, Any]) -> dict[str, Any]:
+    """Overheads over the trials of a campaign. A leg is one start of a trial's workers."""
+    records = [TrialRecord.model_validate(record) for record in campaign["records"]]
+    overheads, legs = [record.seconds - record.training_s for record in records], _legs(campaign)
     return {
         "overhead_per_trial_s": statistics.mean(overheads), "overhead_per_trial_max_s": max(overheads),
-        "overhead_per_leg_s": sum(overheads) / legs, "legs": legs,
-        "peak_gb": max(campaign["peak_bytes"] for campaign in campaigns) / 1e9,
+        "overhead_per_leg_s": sum(overheads) / legs, "legs": legs, "peak_gb": campaign["peak_bytes"] / 1e9,
         "failed_trials": [record.reason for record in records if record.status == "failed"],
     }
 
