@@ -4,6 +4,8 @@ from pydantic import ValidationError
 
 from llmrec_ray.metrics import ndcg
 from llmrec_ray.policy import search_weights
+from llmrec_ray.policy.pairs import Pairs
+from llmrec_ray.policy.weights import _Search
 from llmrec_ray.ranking import mask_seen, target_ranks
 from llmrec_ray.signals import Calibration, FusionPolicy, fuse
 from llmrec_ray.types import Histories
@@ -122,6 +124,20 @@ def test_weight_search_leaves_out_signals_that_hardly_count():
     scores, targets = scores_and_targets()
     found = search_weights(scores, targets, NOBODY_SAW, Calibration.fit(scores))
     assert min(found.weights.values()) >= 0.05
+
+
+def test_a_signal_of_a_small_weight_stays_only_where_it_brings_much():
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, ITEMS, USERS)
+    own = np.arange(USERS), targets
+    neural, nudge, noise = generator.normal(size=(3, USERS, ITEMS)).astype(np.float32)
+    neural[own] = np.sort(neural, axis=1)[:, -1] - 0.01  # all but on top
+    nudge[own] = 2.0
+    scores = {"neural": neural, "item_item": nudge, "popularity": noise}
+    search = _Search(Pairs.of(scores, targets, NOBODY_SAW, Calibration.fit(scores)))
+    assert search.without_idle({"neural": 0.96, "item_item": 0.04}) == {"neural": 0.96, "item_item": 0.04}
+    assert search.without_idle({"neural": 0.96, "popularity": 0.04}) == {"neural": 1.0}
+    assert search.without_idle({"neural": 0.8, "popularity": 0.2}) == {"neural": 0.8, "popularity": 0.2}
 
 
 def test_weight_search_works_for_a_single_user():

@@ -21,7 +21,9 @@ STEPS = (0.5, 0.3, 0.2, 0.1, 0.05)
 MIN_GAIN = 1e-4
 SEARCHES = 10
 SEARCH_K = 20
-MIN_WEIGHT = 0.05
+SMALL_WEIGHT = 0.05
+WORTH = 0.002
+"""A signal costs time to score: one of a small weight stays only where it brings such a share of the value."""
 MAX_SCORES = 10_000_000
 MAX_PAIRS = 3_000_000
 CURVE_STEPS = 10
@@ -60,7 +62,7 @@ def search_weights(
     users = generator.permutation(len(targets)) if is_large else np.arange(len(targets))
     search = _Search(Pairs.of(scores, targets, seen, calibration, users, most=MAX_PAIRS))
     chosen = [search.run(generator.permutation(search.n_users)) for _ in range(SEARCHES)]
-    weights = _mean_weights(chosen)
+    weights = search.without_idle(_mean_weights(chosen))
     everybody = Pairs.of({name: scores[name] for name in weights}, targets, seen, calibration)
     return WeightSearch(weights=weights, ndcg=float(everybody.gains([weights], k).mean()), table=search.table)
 
@@ -80,10 +82,12 @@ def weight_curve(
 
 
 def _mean_weights(chosen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean, without signals of a small weight: they would cost more than they bring. Sums to 1."""
-    mean = {name: sum(weights.get(name, 0.0) for weights in chosen) / len(chosen) for name in sorted(chosen[0])}
-    kept = {name: weight for name, weight in mean.items() if weight >= MIN_WEIGHT}
-    return {name: round(weight / sum(kept.values()), 6) for name, weight in kept.items()}
+    mean = {name: sum(weights[name] for weights in chosen) / len(chosen) for name in sorted(chosen[0])}
+    return _of_sum_1({name: weight for name, weight in mean.items() if weight > 0})
+
+
+def _of_sum_1(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(weight / sum(weights.values()), 6) for name, weight in weights.items()}
 
 
 class _Search:
@@ -109,6 +113,16 @@ class _Search:
             if value <= best + MIN_GAIN:
                 return {name: weights.get(name, 0.0) for name in names}
             weights, best = found, value
+
+    def without_idle(self, weights: dict[str, float]) -> dict[str, float]:
+        """Without signals of a small weight, the smallest first, that hardly bring anything."""
+        users = np.arange(self.n_users)
+        for name in sorted(weights, key=lambda name: weights[name]):
+            if weights[name] < SMALL_WEIGHT:
+                rest = _of_sum_1({other: weight for other, weight in weights.items() if other != name})
+                (_, value), (_, before) = self._best([rest], users), self._best([weights], users)
+                weights = rest if value >= before * (1 - WORTH) else weights
+        return weights
 
     def _best(self, tried: Sequence[dict[str, float]], users: IntArray) -> tuple[dict[str, float], float]:
         keys = [tuple(round(weights.get(name, 0.0), DIGITS) for name in self._pairs.names) for weights in tried]
