@@ -130,10 +130,10 @@ def test_a_signal_of_a_small_weight_stays_only_where_it_brings_much():
     generator = np.random.default_rng(0)
     targets = generator.integers(0, ITEMS, USERS)
     own = np.arange(USERS), targets
-    neural, nudge, noise = generator.normal(size=(3, USERS, ITEMS)).astype(np.float32)
+    neural, nudge = generator.normal(size=(2, USERS, ITEMS)).astype(np.float32)
     neural[own] = np.sort(neural, axis=1)[:, -1] - 0.01  # all but on top
     nudge[own] = 2.0
-    scores = {"neural": neural, "item_item": nudge, "popularity": noise}
+    scores = {"neural": neural, "item_item": nudge, "popularity": 2 * neural}  # that says the same again
     search = _Search(Pairs.of(scores, targets, NOBODY_SAW, Calibration.fit(scores)))
     assert search.without_idle({"neural": 0.96, "item_item": 0.04}) == {"neural": 0.96, "item_item": 0.04}
     assert search.without_idle({"neural": 0.96, "popularity": 0.04}) == {"neural": 1.0}
