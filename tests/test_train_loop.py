@@ -99,6 +99,16 @@ def test_one_process_learns_the_board():
     assert recorder.losses[-1] < recorder.losses[0]
 
 
+def test_training_inside_a_process_keeps_to_the_threads_that_it_was_given():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)  # as a process among others is told how many are its own
+    try:
+        train_epochs(plain(epochs=1), inputs_of_board(), ALONE, Recorder())
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_training_stops_when_validation_does_not_improve():
     recorder = Recorder()
     state = train_epochs(plain(epochs=40, patience=2, learning_rate=1e-9), inputs_of_board(), ALONE, recorder)

@@ -72,7 +72,6 @@ def train_epochs(
     CorruptArtifactError when `resume_from` cannot be used.
     """
     workers.take_device()
-    workers.share_cores()
     run = _Run(recipe, inputs, workers, report, resume_from, of_another_run=of_another_run)
     if workers.is_first:
         say(run.description)

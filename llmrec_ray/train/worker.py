@@ -30,6 +30,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         folder = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         workers = _workers(config["neighbours"])
+        workers.share_cores()
         reports = Reports(config["run_dir"], workers, None if folder is None else load_state(folder).step)
         train_epochs(
             recipe, inputs, workers, reports, folder, config["verdict"], config["reporter"].say, reports.check_room,
