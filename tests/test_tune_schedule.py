@@ -27,7 +27,8 @@ def plan_of(folder, *, epochs: int = 14, **tune) -> Plan:
 
 
 class Simulated:
-    """Trains legs in an instant, up to `slots` at once; `cut` ends the process after so many epochs."""
+    """Trains legs in an instant, up to `slots` at once, each of which ends some time after its last epoch was told;
+    `cut` ends the process after so many epochs."""
 
     def __init__(self, plan: Plan, curve: Curve, slots: int = 1) -> None:
         self.plan, self.curve, self.slots = plan, curve, slots
@@ -39,18 +40,19 @@ class Simulated:
         active: list[int] = []
         while True:
             while len(active) < self.slots and (leg := next_leg(self.plan, self.sorted, active)) is not None:
+                assert leg.number not in active, "it would be trained by two processes"
                 self.begin(leg)
                 active.append(leg.number)
             if not active:
                 return
             record = self.records[active[0]]
-            if not self.train_epoch(record, cut):
-                return
             if record.done >= record.until:
                 record.status = "finished" if record.done >= self.plan.epochs else "paused"
                 active.remove(record.number)
-            else:
+            elif self.train_epoch(record, cut):
                 active.append(active.pop(0))
+            else:
+                return
 
     def begin(self, leg: Leg) -> None:
         self.legs.append(leg)

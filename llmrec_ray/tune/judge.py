@@ -69,6 +69,7 @@ class Judge:
         leg = self._next_leg()
         if leg is None:
             return None
+        assert leg.number not in self._active, f"trial {leg.number} is being trained. This is a bug."
         said = leg_begins(self._plan, leg, self.records())
         try:
             record = self._begin(leg)

@@ -119,7 +119,8 @@ def _promotion(plan: Plan, records: Sequence[TrialRecord], active: Collection[in
         complete = complete and not any(record.number in active and record.until <= rung for record in records)
         promoted = [record.number for record in records if record.until > rung]
         going = promotable(_values(plan, records, rung), promoted, plan.config, complete=complete, failed=failed)
-        legs += [Leg(number, following) for number in going[:1]]
+        waiting = [number for number in going if number not in active]  # its last epoch is told before its leg is over
+        legs += [Leg(number, following) for number in waiting[:1]]
         complete = complete and not going
     return legs[-1] if legs else None
 
