@@ -3,13 +3,13 @@
     python benchmarks/tune.py [--quick] [--folder DIR] [--only PART ...] [section.key=value ...]
 
 The packaged MovieLens-100K recipe is spoiled by POOR; 16 trials search SPACE around it, the first being the poor recipe
-as it is. Chance proposes them, so that both campaigns try the same sixteen. Everything is judged on the validation
-split; the test split is not read. Trials train with one process, two at once, and so does the default recipe that the
-winner is held against. Overrides change all of these recipes.
+as it is. Everything is judged on the validation split; the test split is not read. Trials train with one process, two
+at once, and so does the default recipe that the winner is held against. Overrides change all of these recipes.
 
-    full    every trial to its last epoch
+    full    sixteen trials by chance, every one to its last epoch
     asha    the same trials, of which the best half goes on at each rung: epochs spent, and how near its best comes
-    seeds   asha's winner and the packaged recipe, trained anew on seeds that no search has seen, by the served pipeline
+    tpe     a campaign as the defaults have it: asha, and Optuna's estimator proposes from the eleventh trial on
+    seeds   tpe's winner and the packaged recipe, trained anew on seeds that no search has seen, by the served pipeline
     policy  the weights of five signals, searched on stored scores
 
 Overhead is a trial's wall time without its epochs, with another trial beside it: that of one start at full fidelity, of
@@ -57,7 +57,8 @@ SPACE: dict[str, Any] = {
 SIGNALS: tuple[SignalName, ...] = ("neural", "ncf", "item_item", "text", "popularity")
 ALIKE = ("train.num_workers=1", "tune.max_concurrent=2")
 ROUNDING = 1e-6
-PARTS = ("full", "asha", "seeds", "policy")
+PARTS = ("full", "asha", "tpe", "seeds", "policy")
+SCHEDULERS = {"full": "none", "asha": "asha", "tpe": "asha"}
 ROWS = (
     ("winner − default, mean over fresh seeds", "best_vs_default_fresh_seeds", "+.4f", "at least 0"),
     ("  winner", "winner_fresh_seeds", ".4f", ""),
@@ -65,6 +66,7 @@ ROWS = (
     ("epochs of asha / of full fidelity", "asha_epoch_share", ".3f", "at most .40"),
     ("  best value, asha", "asha_value", ".4f", "that of full fidelity"),
     ("  best value, full fidelity", "full_value", ".4f", ""),
+    ("  best value, tpe", "tpe_value", ".4f", ""),
     ("  value of the poor start", "poor_value", ".4f", ""),
     ("search of five signals' weights, seconds", "late_fusion_search_s", ".2f", "at most 5"),
     ("overhead of a trial, mean seconds", "overhead_per_trial_s", ".1f", "at most 15"),
@@ -136,37 +138,41 @@ def measure(bench: Bench, parts: Sequence[str]) -> dict[str, Any]:
     }
     _prepare(bench.recipe())
     full = measure_campaign(bench, "full") if "full" in parts else None
-    asha = measure_campaign(bench, "asha") if {"asha", "seeds"} & {*parts} else None
+    asha = measure_campaign(bench, "asha") if "asha" in parts else None
+    tpe = measure_campaign(bench, "tpe") if {"tpe", "seeds"} & {*parts} else None
     result |= {} if full is None else _costs(full)
     result |= {} if asha is None else {f"asha_{name}": value for name, value in _costs(asha).items()}
     if full is not None and asha is not None:
         result |= _compared(full, asha)
-    if "seeds" in parts and asha is not None:
-        result |= measure_seeds(bench, Path(asha["uri"]))
+    if tpe is not None:
+        result |= {"tpe_value": _best(tpe), "tpe_epochs": _epochs(tpe), "tpe_s": tpe["wall_s"],
+                   "winner": tpe["metrics"]["overrides"]}
+    if "seeds" in parts and tpe is not None:
+        result |= measure_seeds(bench, Path(tpe["uri"]))
     if "policy" in parts:
         result |= measure_policy(bench)
     return result
 
 
-def measure_campaign(bench: Bench, scheduler: str) -> dict[str, Any]:
+def measure_campaign(bench: Bench, name: str) -> dict[str, Any]:
     """One campaign by the command line, or the rest of one: its records, what it was called and what it took."""
     recipe = override_recipe(bench.recipe(*POOR), [
-        f"tune.name={scheduler}", f"tune.scheduler={'asha' if scheduler == 'asha' else 'none'}",
-        "tune.algorithm=random", f"tune.trials={bench.effort.trials}", "tune.fresh_seeds=[]", "tune.score_test=false",
-        f"tune.search={json.dumps(SPACE)}",
+        f"tune.name={name}", f"tune.scheduler={SCHEDULERS[name]}",
+        f"tune.algorithm={'tpe' if name == 'tpe' else 'random'}", f"tune.trials={bench.effort.trials}",
+        "tune.fresh_seeds=[]", "tune.score_test=false", f"tune.search={json.dumps(SPACE)}",
     ])
 
     def compute(recipe: Recipe, _: Sequence[str]) -> dict[str, Any]:
-        config, root = bench.folder / f"{scheduler}.yaml", Path(recipe.workspace) / "tune" / scheduler
+        config, root = bench.folder / f"{name}.yaml", Path(recipe.workspace) / "tune" / name
         config.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-        resume = ["--resume", scheduler] if (root / "campaign.json").exists() else []
+        resume = ["--resume", name] if (root / "campaign.json").exists() else []
         run = metered([sys.executable, "-m", "llmrec_ray", "tune", "--config", str(config), "--json", *resume])
         said = json.loads(run.stdout.splitlines()[-1])
         records = [record.model_dump(mode="json") for record in Records(str(root)).load()]
         return {"uri": said["uri"], "metrics": said["metrics"], "records": records, "wall_s": run.wall_s,
                 "cpu_s": run.cpu_s, "peak_bytes": run.peak_bytes, "resumed": bool(resume)}
 
-    return bench.part(scheduler, recipe, compute)
+    return bench.part(name, recipe, compute)
 
 
 def measure_seeds(bench: Bench, campaign: Path) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def _compared(full: dict[str, Any], asha: dict[str, Any]) -> dict[str, Any]:
         "asha_epoch_share": share if value >= target * (1 - ROUNDING) else None, "asha_epochs": _epochs(asha),
         "full_epochs": _epochs(full), "asha_epochs_over_full": share, "asha_value": value, "full_value": target,
         "poor_value": _best({"records": full["records"][:1]}), "same_settings": _settings(full) == _settings(asha),
-        "full_s": full["wall_s"], "asha_s": asha["wall_s"], "winner": asha["metrics"]["overrides"],
+        "full_s": full["wall_s"], "asha_s": asha["wall_s"],
     }
 
 
