@@ -224,7 +224,7 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"{'figure':<44}{'measured':>10}   to reach")
     for name, key, form, target in ROWS:
         if (value := result.get(key)) is not None:
-            print(f"{name:<44}{value:>10{form}}   {target}")
+            print(f"{name:<44}{format(value, form):>10}   {target}")
     print()
 
 
