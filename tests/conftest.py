@@ -12,10 +12,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmrec_ray.config import Recipe
 from tests.boards import board_recipe, write_board
 from tests.tiny_encoder import write_tiny_encoder
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -283,3 +283,10 @@ def test_a_cluster_without_room_for_a_trial_is_named_before_anything_is_written(
     )):
         run_campaign(recipe, dataset)
     assert not (Path(recipe.workspace) / "tune").exists()
+
+
+def test_whoever_resumes_one_campaign_and_names_another_is_told_which_goes_on(tmp_path, dataset, caplog):
+    recipe = small(tmp_path, name="second")
+    with caplog.at_level("WARNING"), pytest.raises(ArtifactNotFoundError):
+        tune(recipe, dataset, Workspace(recipe.workspace), resume="first")
+    assert "This goes on with the campaign first; tune.name=second is not looked at." in caplog.text

@@ -92,3 +92,13 @@ def test_the_gap_goes_from_search_to_fresh_seeds_to_test():
 def test_a_gap_says_only_what_is_known():
     assert gap(0.12, confirmation([], [])).sentence("NDCG@10") == ""
     assert "test" not in gap(0.12, confirmation([0.1], [0.1])).sentence("NDCG@10")
+
+
+def test_a_winner_that_is_the_recipe_itself_is_not_compared_with_itself():
+    found = paired(Confirmation({101: 0.2, 102: 0.3}, {101: 0.2, 102: 0.3}, same=True))
+    assert (found.verdict, found.low, found.high) == ("the recipe itself", None, None)
+    assert found.sentence("NDCG@10") == (
+        "The winner is the recipe as it is, with 0.2500 NDCG@10 on 2 fresh seeds on average: nothing to compare."
+    )
+    alone = paired(Confirmation({101: 0.2}, {101: 0.2}, same=True))
+    assert alone.sentence("NDCG@10").endswith("with 0.2000 NDCG@10 on one fresh seed: nothing to compare.")

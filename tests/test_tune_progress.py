@@ -148,7 +148,7 @@ def test_one_line_sums_the_search_up_whether_it_is_over_or_was_stopped(tmp_path)
     )
     cut = after(tmp_path, 3, trials=6)
     assert summary(cut.plan, cut.sorted, is_over=False) == (
-        "search so far: 2 of 6 trials, 1 cut short, 1 waiting; 3 of their 28 epochs trained; best trial 0, 0.3649"
+        "search so far: 2 of 6 trials, 1 interrupted, 1 waiting; 3 of their 28 epochs trained; best trial 0, 0.3649"
     )
 
 
@@ -161,7 +161,7 @@ def test_the_judge_tells_what_a_leg_begins_and_ends_with(tmp_path):
         judge.end_leg(number)
     assert judge.leg_line(0).startswith("trial 0 waits at epoch 1, place 2 of 2: 0.1000 with ")
     assert judge.next_assignment().said == "trial 1 goes on to epoch 2: place 1 of 2 at epoch 1"
-    assert judge.summary().startswith("search so far: 2 trials, 1 cut short, 1 waiting; 2 of their 8 epochs trained")
+    assert judge.summary().startswith("search so far: 2 trials, 1 interrupted, 1 waiting; 2 of their 8 epochs trained")
     assert (judge.standing().done, judge.standing().planned) == (2, 5)
 
 

@@ -404,3 +404,11 @@ def test_recipes_own_values_outside_of_the_space_count():
     records[0].settings |= {"train.learning_rate": 0.0, "train.loss": "focal", "model.embedding_size": 500}
     found = parameter_importance(records, SPACE, METRIC)
     assert found.trials == 20 and found.shares
+
+
+def test_a_winner_that_is_the_recipe_itself_has_no_table_of_differences(outcome):
+    text = text_of(replace(outcome, confirmation=Confirmation({101: 0.1, 102: 0.3}, {101: 0.1, 102: 0.3}, same=True)))
+    assert "The winner is the recipe as it is, with 0.2000 NDCG@10 on 2 fresh seeds on average" in text
+    assert "The winner was trained again with seeds that the search had not seen" in text
+    assert "the recipe itself" in text
+    assert "Over the recipe, fresh seeds" not in text and "Winner and recipe on fresh seeds" not in text

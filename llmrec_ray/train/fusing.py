@@ -59,8 +59,7 @@ def fit_fusion(
     is nothing to learn from.
     """
     mode = recipe.fusion.mode
-    if mode in {"gated", "learned"}:
-        logger.info("%s fusion: training a second model without each person's newest %d train events", mode, HELD_OUT)
+    _say_what_trains([mode])
     fitted = _Fitting(recipe, dataset, scorer, calibration, policy).fit(mode)
     if fitted.measured:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in fitted.measured.items())
@@ -73,7 +72,14 @@ def fit_modes(
 ) -> dict[FusionMode, FittedMode]:
     """Modes on the towers of a Bundle, all that its signals allow unless they are named; cross-fitting is done once."""
     fitting = _Fitting(recipe, dataset, bundle, bundle.calibration, bundle.policy)
-    return {mode: fitting.fit(mode) for mode in (_possible_modes(recipe, bundle) if modes is None else modes)}
+    wanted = _possible_modes(recipe, bundle) if modes is None else modes
+    _say_what_trains(wanted)
+    return {mode: fitting.fit(mode) for mode in wanted}
+
+
+def _say_what_trains(modes: Sequence[FusionMode]) -> None:
+    if fitted := " and ".join(mode for mode in modes if mode in {"gated", "learned"}):
+        logger.info("%s fusion: training a second model without each person's newest %d train events", fitted, HELD_OUT)
 
 
 def _possible_modes(recipe: Recipe, bundle: Bundle) -> list[FusionMode]:

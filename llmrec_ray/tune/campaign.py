@@ -23,6 +23,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact, folder_names, read_json, saving, write_json_atomic
 from llmrec_ray.bundle import Bundle
@@ -70,6 +71,8 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
     check_campaign(recipe)
     name = resume or recipe.tune.name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     root, command = campaign_root(workspace, name), resume_command(name, recipe, workspace)
+    if recipe.tune.name not in {None, name}:
+        logger.warning("This goes on with the campaign %s; tune.name=%s is not looked at.", name, recipe.tune.name)
     recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"name": name})})
     plan = _plan(recipe, split_levels(recipe)[0])
     concurrent = concurrent_trials(recipe)
@@ -111,7 +114,8 @@ def _says_how_to_go_on(command: str, root: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, DiskFullError, ClusterError):
-        logger.warning("The campaign was stopped. This goes on with what is in %s: %s", root, command)
+        with tqdm.external_write_mode():  # not behind a bar that is still there
+            logger.warning("The campaign was stopped. This goes on with what is in %s: %s", root, command)
         raise
 
 

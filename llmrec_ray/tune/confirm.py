@@ -278,8 +278,9 @@ def _confirmation(runs: Sequence[FreshRun]) -> Confirmation:
         {run.seed: run.value for run in runs if run.arm == arm and run.value is not None}
         for arm in ("winner", "recipe")
     )
+    same = all(run.arm == "winner" for run in runs)
     return Confirmation(
-        winner, recipe if any(run.arm == "recipe" for run in runs) else winner,
+        winner, winner if same else recipe, same=same,
         failed={f"{run.arm}-{run.seed}": run.reason for run in runs if run.reason is not None},
     )
 

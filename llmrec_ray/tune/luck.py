@@ -17,7 +17,9 @@ from llmrec_ray.tune.outcome import Confirmation
 
 __all__ = ["Gap", "Paired", "gap", "paired"]
 
-Verdict: TypeAlias = Literal["better", "worse", "no difference shown", "one seed only", "not compared"]
+Verdict: TypeAlias = Literal[
+    "better", "worse", "no difference shown", "one seed only", "not compared", "the recipe itself"
+]
 CONFIDENCE = 0.95
 
 
@@ -26,7 +28,7 @@ class Paired:
     """Winner - recipe on the seeds that both have.
 
     mean: 0 without any seed, as winner and recipe, the means of both. sd: standard deviation over the seeds; low, high:
-    Student's 95 % interval of the mean; all None with fewer than two seeds.
+    Student's 95 % interval of the mean; all None with fewer than two seeds. same: the winner is the recipe itself.
     """
 
     differences: Mapping[int, float]
@@ -36,6 +38,7 @@ class Paired:
     sd: float | None
     low: float | None
     high: float | None
+    same: bool = False
 
     @property
     def ahead(self) -> int:
@@ -47,6 +50,8 @@ class Paired:
         """Better or worse only when the whole interval is on that side."""
         if not self.differences:
             return "not compared"
+        if self.same:
+            return "the recipe itself"
         if self.low is None or self.high is None:
             return "one seed only"
         if self.low > 0:
@@ -58,6 +63,9 @@ class Paired:
         if not self.differences:
             return "Winner and recipe share no fresh seed, so nobody knows whether the winner was lucky."
         n = len(self.differences)
+        if self.same:
+            seeds = "one fresh seed" if n == 1 else f"{n} fresh seeds on average"
+            return f"The winner is the recipe as it is, with {self.winner:.4f} {metric} on {seeds}: nothing to compare."
         seeds = f"{self.ahead} of {n} fresh seed{'s' if n > 1 else ''}"
         counted = f"The winner is better on {seeds}, by {self.mean:+.4f} {metric}"
         both = f"{self.winner:.4f} against {self.recipe:.4f}"
@@ -82,8 +90,9 @@ def paired(confirmation: Confirmation) -> Paired:
     values = ours - theirs
     differences = dict(zip(seeds, values.tolist(), strict=True))
     mean, winner, recipe = (float(figures.mean()) if seeds else 0.0 for figures in (values, ours, theirs))
-    if len(seeds) < 2:
-        return Paired(differences, mean, winner, recipe, None, None, None)
+    same = confirmation.same
+    if same or len(seeds) < 2:
+        return Paired(differences, mean, winner, recipe, None, None, None, same)
     sd = float(values.std(ddof=1))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
     return Paired(differences, mean, winner, recipe, sd, mean - reach, mean + reach)

@@ -16,7 +16,8 @@ __all__ = ["Confirmation", "Outcome"]
 class Confirmation:
     """Winner and recipe trained again on seeds that the search has not seen.
 
-    winner, default: seed -> validation metric of the served pipeline. test: the winner's on the test split, None when
+    winner, default: seed -> validation metric of the served pipeline; same: the winner is the recipe as it is, so that
+    both are one. test: the winner's on the test split, None when
     it was not scored; test_seed: of which fresh run, the first that succeeded; test_uri: its Evaluation. looks: how
     often the test split of this Dataset was scored from this workspace so far, that time included. failed: what there
     is no figure of, such as "winner-102" or "test", with reasons.
@@ -29,6 +30,7 @@ class Confirmation:
     test_uri: str | None = None
     looks: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    same: bool = False
 
 
 @dataclass(frozen=True)

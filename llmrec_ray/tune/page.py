@@ -349,7 +349,7 @@ class _View:
             ("Budget", f"{config.trials} trials" + (f", {config.time_budget_s:g} s" if config.time_budget_s else "")),
             ("Seed of the search", str(recipe.seed)),
             ("Fresh seeds", ", ".join(map(str, config.fresh_seeds)) or "none"),
-            ("Wall time", _duration(self.outcome.seconds)), ("Time in epochs", _duration(training)),
+            ("Wall time of the search", _duration(self.outcome.seconds)), ("Time in epochs", _duration(training)),
             ("Outside of epochs", f"{overhead:.1f} s a trial"),
         ]
 

@@ -69,7 +69,7 @@ def leg_ends(plan: Plan, records: Sequence[TrialRecord], number: int) -> str:
 
 def summary(plan: Plan, records: Sequence[TrialRecord], *, is_over: bool) -> str:
     """How trials ended and what was trained. is_over: whether those that wait will not go on."""
-    words = IN_WORDS | ({"paused": "stopped"} if is_over else {"running": "cut short"})
+    words = IN_WORDS | ({"paused": "stopped"} if is_over else {"running": "interrupted"})
     done, most = sum(record.done for record in records), len(records) * plan.epochs
     trials = f"{len(records)} trials" if len(records) == plan.trials else f"{len(records)} of {plan.trials} trials"
     best = best_record(records, plan.metric)
