@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     FiniteFloat,
@@ -21,7 +23,7 @@ from llmrec_ray.config.section import Fraction, Section
 
 __all__ = ["Choice", "Domain", "IntRange", "LogUniform", "PbtConfig", "TuneConfig", "Uniform", "needs_no_training"]
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME, METRIC = r"[A-Za-z0-9][A-Za-z0-9._-]*", r"(ndcg|hr|mrr)@[1-9][0-9]*"
 PBT_DEFAULT_EPOCHS, PBT_QUANTILE = 2, 0.25
 GRACE_EPOCHS, REDUCTION_FACTOR = 2, 2
 POLICY_KEYS = frozenset({"fusion.mode", "fusion.cold_scale", "retrieval.merge", "retrieval.max_candidates"})
@@ -118,6 +120,20 @@ def _written(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(NAME, name):
+        raise ValueError(
+            f"{name!r} cannot name a folder: use letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return name
+
+
+def _check_metric(metric: str) -> str:
+    if not re.fullmatch(METRIC, metric):
+        raise ValueError(f"{metric!r} is no metric: give ndcg@k, hr@k or mrr@k, such as ndcg@10")
+    return metric
+
+
 Domain: TypeAlias = Annotated[LogUniform | Uniform | IntRange | Choice, BeforeValidator(_read_domain)]
 
 
@@ -147,7 +163,7 @@ class PbtConfig(Section):
 class TuneConfig(Section):
     """A campaign: what is searched, by what rule, for how long, and how the winner is checked."""
 
-    name: Annotated[str, Field(pattern=NAME)] | None = None
+    name: Annotated[str, AfterValidator(_check_name)] | None = None
     """The campaign's folder below `tune` in the workspace, and what `--resume` takes; empty names it by its start."""
     search: Annotated[dict[str, Domain], BeforeValidator(_flat)] = {}
     """Keys of the recipe, dotted, and where their values may lie; empty takes what a practitioner would search first.
@@ -156,7 +172,7 @@ class TuneConfig(Section):
     """Configurations to train; the first is the recipe as it is."""
     time_budget_s: PositiveFloat | None = None
     """Start no trial after so many seconds of search, resumed ones added; empty is only bounded by `trials`."""
-    metric: Annotated[str, Field(pattern=r"^(ndcg|hr|mrr)@[1-9][0-9]*$")] = "ndcg@10"
+    metric: Annotated[str, AfterValidator(_check_metric)] = "ndcg@10"
     """What is maximised, on the validation split by the protocol that data.split says."""
     objective: Literal["fused", "neural"] = "fused"
     """Whose ranking: the neural signal's alone, or fused with the other signals by the best of some weightings."""
