@@ -39,6 +39,8 @@ from llmrec_ray.release import Release
 STEADY = Path(__file__).with_name("steady.py")
 DEPLOYMENTS = ("Retriever", "Reranker", "Encoder", "Ingress")
 OVERLOAD = ("status 429", "status 503")
+FEWEST = 1
+"""Replicas of each inner deployment when nothing is to be done."""
 POLL_S = 0.2
 PROXY_S = 1.0
 """How long the proxy may go on sending requests to an Ingress that has died; they count as inside it."""
@@ -128,7 +130,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def _config(pace: Pace) -> dict[str, Any]:
     """The defaults, with two Ingress replicas to begin with and scaling as fast as the drill is short."""
     scaling = {"upscale_delay_s": pace.upscale_s, "downscale_delay_s": pace.downscale_s}
-    inner = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.5, **scaling}
+    inner = {"min_replicas": FEWEST, "max_replicas": 2, "target_ongoing_requests": 1.5, **scaling}
     two = {"min_replicas": 2, "max_replicas": 2}
     return {"ingress": two, "encoder": inner, "retriever": inner, "reranker": inner}
 
@@ -167,7 +169,11 @@ def _kill_one(endpoint: Contender, deployment: str, pace: Pace, log: Log) -> Non
 
 
 def _crowd(endpoint: Contender, out: Path, pace: Pace, log: Log) -> None:
-    """Replicas of the Retriever before the crowd, at most while it is there, and after it has gone."""
+    """Replicas of the Retriever before the crowd, at most while it is there, and after it has gone.
+
+    The kills and the switch may have added one for a while; the crowd comes when it has been taken away.
+    """
+    _until(lambda: len(endpoint.replicas("Retriever")) == FEWEST, pace.downscale_s + pace.recovery_s)
     before = len(endpoint.replicas("Retriever"))
     log.note(f"a crowd comes; Retriever replicas: {before}")
     crowd = _send(endpoint, out, pace.crowd_s, f"--clients={pace.crowd_clients}")

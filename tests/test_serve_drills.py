@@ -18,6 +18,7 @@ DRILL = Path(__file__).parent.parent / "benchmarks" / "drill.py"
 def drill() -> dict:
     """What `benchmarks/drill.py --quick` says; one run for all tests."""
     run = subprocess.run([sys.executable, str(DRILL), "--quick"], capture_output=True, text=True, timeout=390)
+    sys.stdout.write(run.stdout)  # what happened when: shown when a test fails
     lines = run.stdout.splitlines()
     assert lines and lines[-1].startswith("{"), run.stdout + run.stderr
     return json.loads(lines[-1])
