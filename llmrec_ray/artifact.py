@@ -8,16 +8,12 @@ This module does not know what the files mean.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,7 +28,15 @@ from llmrec_ray.errors import (
     ArtifactMismatchError,
     ArtifactNotFoundError,
     CorruptArtifactError,
-    DiskFullError,
+)
+from llmrec_ray.storage import (
+    filesystem_of,
+    is_local,
+    read_json,
+    saving,
+    sha256_of,
+    temporary_folder,
+    write_json_atomic,
 )
 
 __all__ = [
@@ -43,30 +47,15 @@ __all__ = [
     "Workspace",
     "cache_folder",
     "create_artifact",
-    "file_names",
-    "folder_names",
-    "free_space",
-    "is_disk_full",
     "library_versions",
     "open_artifact",
-    "read_json",
     "remove_artifact",
-    "saving",
-    "sync_to_disk",
-    "temporary_folder",
-    "write_json_atomic",
-    "write_new_json",
 ]
 
 ArtifactKind: TypeAlias = Literal["log", "dataset", "vectors", "encoder", "bundle", "index", "evaluation", "campaign"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-IN_USE = ".in-use"
 PLURALS = {"index": "indexes", "policy": "policies", "vectors": "vectors"}
-UNMAKEABLE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}  # a folder below a file, or in /proc
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_IN_WORDS = tuple(os.strerror(number) for number in FULL)
 LIBRARIES = ("numpy", "polars", "pyarrow", "ray", "torch", "transformers", "deepspeed", "faiss-cpu")
 
 
@@ -123,7 +112,7 @@ def create_artifact(
     it is replaced. When `write` raises, the staging folder is removed and the error goes on; on a full disk that is
     DiskFullError.
     """
-    filesystem, base = _filesystem(root)
+    filesystem, base = filesystem_of(root)
     with _staging_folder(filesystem, base, kind) as folder:
         write(folder)
         manifest = _with_id(Manifest(
@@ -144,7 +133,7 @@ def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artif
     Remote artifacts are downloaded once to a cache folder named by their id. Raises ArtifactNotFoundError,
     ArtifactMismatchError (another kind, or written by a newer format), CorruptArtifactError naming the file.
     """
-    filesystem, base = _filesystem(uri)
+    filesystem, base = filesystem_of(uri)
     manifest = _read_manifest(filesystem, base, uri)
     if manifest.kind != kind:
         raise ArtifactMismatchError(f"{uri} is {_a(manifest.kind)}, not {_a(kind)}: pass the URI of {_a(kind)}.")
@@ -153,7 +142,7 @@ def open_artifact(uri: str, kind: ArtifactKind, *, verify: bool = True) -> Artif
             f"{uri} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
             f"make the {kind} again with this version."
         )
-    path = Path(base) if _is_local(filesystem) else _download(filesystem, base, manifest)
+    path = Path(base) if is_local(filesystem) else _download(filesystem, base, manifest)
     if verify:
         _verify(path, manifest, uri)
     return Artifact(uri=uri, path=path, manifest=manifest)
@@ -166,7 +155,7 @@ def cache_folder() -> Path:
 
 def remove_artifact(artifact: Artifact) -> None:
     """Delete a committed artifact, manifest first, so that nobody can open a part of it."""
-    filesystem, base = _filesystem(artifact.uri)
+    filesystem, base = filesystem_of(artifact.uri)
     filesystem.delete_file(f"{base}/{MANIFEST}")
     filesystem.delete_dir(base)
 
@@ -180,7 +169,7 @@ class Workspace:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder of this machine's file system."""
-        return _is_local(_filesystem(self.uri)[0])
+        return is_local(filesystem_of(self.uri)[0])
 
     def root(self, kind: str) -> str:
         """URI of the folder that holds artifacts of this kind."""
@@ -201,157 +190,14 @@ class Workspace:
 
     def local_folder(self, name: str, *, make: bool = True) -> Path:
         """A local folder of the workspace, made when missing. Raises ArtifactError for a remote workspace."""
-        filesystem, base = _filesystem(self.uri)
-        if not _is_local(filesystem):
+        filesystem, base = filesystem_of(self.uri)
+        if not is_local(filesystem):
             raise ArtifactError(f"{self.uri} is not a local folder, but {name} must be kept on a local disk.")
         folder = Path(base) / name
         if make:
             with saving(f"The folder {name}", base):
                 folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-
-def write_json_atomic(uri: str, value: Mapping[str, Any], *, sort_keys: bool = True) -> None:
-    """Write one JSON file so that a reader sees the old or the new one, never a part."""
-    filesystem, path = _filesystem(uri)
-    payload = (json.dumps(value, indent=2, sort_keys=sort_keys) + "\n").encode()
-    if not _is_local(filesystem):
-        filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(payload)
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with saving(target.name, target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(temporary, payload)
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_new_json(uri: str, value: Mapping[str, Any]) -> None:
-    """Write one JSON file that nobody has written before, durably and whole. Raises FileExistsError.
-
-    On an object store, which cannot be asked to refuse, two writers at the same moment are not told apart.
-    """
-    filesystem, path = _filesystem(uri)
-    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-        raise FileExistsError(uri)
-    if not _is_local(filesystem):
-        write_json_atomic(uri, value)
-        return
-    staged = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
-    try:
-        write_json_atomic(str(staged), value)
-        os.link(staged, path)
-        sync_to_disk(Path(path).parent)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def file_names(uri: str) -> list[str]:
-    """Names of the files right under a folder, sorted; none when there is no such folder."""
-    return _names(uri, pafs.FileType.File)
-
-
-def folder_names(uri: str) -> list[str]:
-    """Names of the folders right under a folder, sorted; none when there is no such folder."""
-    return _names(uri, pafs.FileType.Directory)
-
-
-def _names(uri: str, kind: pafs.FileType) -> list[str]:
-    filesystem, path = _filesystem(uri)
-    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == kind)
-
-
-def sync_to_disk(path: Path) -> None:
-    """Return when a file, or the names in a folder, would outlast a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_json(uri: str) -> dict[str, Any]:
-    """Read one JSON object. Raises FileNotFoundError when it is absent, CorruptArtifactError when damaged."""
-    filesystem, path = _filesystem(uri)
-    with filesystem.open_input_stream(path) as stream:
-        payload = stream.read()
-    try:
-        value = json.loads(payload)
-    except ValueError as error:
-        message = f"{uri} is not valid JSON ({error}): restore it or make it again."
-        raise CorruptArtifactError(message) from None
-    if not isinstance(value, dict):
-        raise CorruptArtifactError(f"{uri} does not hold a JSON object: restore it or make it again.")
-    return value
-
-
-@contextlib.contextmanager
-def saving(what: str, folder: str | Path) -> Iterator[None]:
-    """Within it an error because `folder` is full, whatever library raises it, becomes DiskFullError, and one because
-    it may not be written ArtifactError."""
-    try:
-        yield
-    except Exception as error:
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"{what} could not be saved, since the disk of {folder} is full ({free_space(folder)} are free): make "
-                "room there, or set workspace to a larger disk, and run the same command again."
-            ) from error
-        if _is_forbidden(error, folder):
-            raise ArtifactError(
-                f"{what} could not be saved, since {folder} may not be written ({error}): let this user write there, "
-                "or set workspace to another folder."
-            ) from error
-        raise
-
-
-@contextlib.contextmanager
-def temporary_folder(parent: Path, name: str, *, what: str) -> Iterator[Path]:
-    """A new folder `.<name>-…` below `parent` for the length of the block, or until it is renamed.
-
-    Those of processes that were killed are removed first. A disk that is full or may not be written is an error as
-    `saving` makes it, about `what`.
-    """
-    folder = parent / f".{name}-{uuid.uuid4().hex}"
-    with saving(what, parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent, name)
-        with _marked_as_in_use(folder):
-            try:
-                folder.mkdir()
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, a quota or a file is full; Rust libraries say it in words only."""
-    return getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_IN_WORDS)
-
-
-def _is_forbidden(error: BaseException, folder: str | Path) -> bool:
-    """Whether it is about a file of the folder, or about a folder above it that was to be made."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return False
-    if error.errno in UNMAKEABLE and Path(error.filename) in (Path(folder), *Path(folder).parents):
-        return True
-    if error.errno not in FORBIDDEN:
-        return False
-    return str(error.filename).startswith(str(folder)) or Path(error.filename) in Path(folder).parents
-
-
-def free_space(folder: str | Path) -> str:
-    """Free space on the disk of a folder, in words; an unknown amount when it cannot be told."""
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
-    except OSError:
-        return "an unknown number of bytes"
 
 
 def library_versions() -> dict[str, str]:
@@ -367,74 +213,23 @@ def _a(kind: ArtifactKind) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def _write_durably(path: Path, payload: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(payload)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"The URI {uri} cannot be used: {error}") from None
-    return filesystem, path
-
-
-def _is_local(filesystem: pafs.FileSystem) -> bool:
-    return isinstance(filesystem, pafs.LocalFileSystem)
-
-
 @contextlib.contextmanager
 def _staging_folder(filesystem: pafs.FileSystem, base: str, kind: str) -> Iterator[Path]:
-    parent = Path(base) if _is_local(filesystem) else Path(tempfile.gettempdir())
+    parent = Path(base) if is_local(filesystem) else Path(tempfile.gettempdir())
     with temporary_folder(parent, f"staging-{kind}", what=f"The {kind}") as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def _marked_as_in_use(folder: Path) -> Iterator[None]:
-    """Hold a locked file beside a folder, which the system unlocks when this process is killed."""
-    mark = folder.with_name(f"{folder.name}{IN_USE}")
-    with contextlib.ExitStack() as held:
-        while not mark.exists():  # somebody who clears up may find it before it is locked
-            handle = held.enter_context(mark.open("w+"))  # NFS shares a lock only with those who may read and write
-            with contextlib.suppress(OSError):  # where files cannot be locked, nothing is ever removed as abandoned
-                fcntl.flock(handle, fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            mark.unlink(missing_ok=True)
-
-
-def _remove_abandoned(parent: Path, name: str) -> None:
-    """Remove the temporary folders of processes that were killed."""
-    for mark in parent.glob(f".{glob.escape(name)}-*{IN_USE}"):
-        with contextlib.suppress(OSError), mark.open("r+") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for folder in parent.glob(f"{glob.escape(mark.name.removesuffix(IN_USE))}*"):
-                shutil.rmtree(folder, ignore_errors=True)
-            mark.unlink()
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
-        path.relative_to(folder).as_posix(): FileEntry(sha256=_sha256(path), size_bytes=path.stat().st_size)
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
         for path in files
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _commit(filesystem: pafs.FileSystem, folder: Path, target: str, manifest: Manifest) -> None:
-    if _is_local(filesystem):
+    if is_local(filesystem):
         _commit_locally(folder, Path(target), manifest)
         return
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -510,7 +305,7 @@ def _verify(path: Path, manifest: Manifest, uri: str) -> None:
         file = path / name
         if not file.is_file():
             raise CorruptArtifactError(f"{uri} lacks its file {name}: {remedy}.")
-        if file.stat().st_size != entry.size_bytes or _sha256(file) != entry.sha256:
+        if file.stat().st_size != entry.size_bytes or sha256_of(file) != entry.sha256:
             raise CorruptArtifactError(f"{name} in {uri} does not match its manifest's hash: {remedy}.")
 
 

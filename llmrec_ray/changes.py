@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 
-from llmrec_ray.artifact import file_names, read_json, write_json_atomic, write_new_json
 from llmrec_ray.errors import ArtifactNotFoundError, ChangeConflictError, CorruptArtifactError
+from llmrec_ray.storage import file_names, read_json, write_json_atomic, write_new_json
 from llmrec_ray.types import FloatArray
 
 __all__ = ["AddedItem", "AttributeValue", "ChangeLog", "Changes", "ItemChange", "NewItem", "RemovedItem"]

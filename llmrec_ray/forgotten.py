@@ -23,8 +23,9 @@ from typing import Any, Self
 
 import polars as pl
 
-from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.errors import CorruptArtifactError
+from llmrec_ray.storage import read_json, write_json_atomic
 
 __all__ = [
     "FORGOTTEN", "GONE", "NOBODY", "PREFIX", "Tombstones", "TombstonesFile", "forgotten_in", "forgotten_uri",

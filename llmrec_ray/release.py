@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmrec_ray.artifact import Artifact, Workspace, open_artifact, read_json, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact
 from llmrec_ray.changes import ChangeLog
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.signals import FusionPolicy
+from llmrec_ray.storage import read_json, write_json_atomic
 
 __all__ = [
     "ArtifactRef",

@@ -23,9 +23,10 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from llmrec_ray.artifact import create_artifact, read_json, write_json_atomic
+from llmrec_ray.artifact import create_artifact
 from llmrec_ray.errors import EventViewError, LlmrecError
 from llmrec_ray.events import Event, EventStore
+from llmrec_ray.storage import read_json, write_json_atomic
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,20 +14,15 @@ import pytest
 from pyarrow import fs as pafs
 
 from llmrec_ray import artifact as module
-from llmrec_ray.artifact import (
-    Workspace,
-    create_artifact,
-    open_artifact,
-    read_json,
-    temporary_folder,
-    write_json_atomic,
-)
+from llmrec_ray import storage
+from llmrec_ray.artifact import Workspace, create_artifact, open_artifact
 from llmrec_ray.errors import (
     ArtifactError,
     ArtifactMismatchError,
     ArtifactNotFoundError,
     CorruptArtifactError,
 )
+from llmrec_ray.storage import read_json, temporary_folder, write_json_atomic
 
 
 def write_two(folder: Path) -> None:
@@ -201,14 +196,15 @@ def test_an_unwritable_place_is_an_error_for_people(tmp_path, monkeypatch):
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """`store://…` is a file system that is not this machine's, and there is an empty cache for it."""
-    here = module._filesystem
+    here = storage.filesystem_of
 
     def with_store(uri: str):
         if uri.startswith("store://"):
             return pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), uri.removeprefix("store://")
         return here(uri)
 
-    monkeypatch.setattr(module, "_filesystem", with_store)
+    for each in (storage, module):
+        monkeypatch.setattr(each, "filesystem_of", with_store)
     monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
     return "store://bucket"
 

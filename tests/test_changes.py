@@ -148,7 +148,7 @@ def test_a_disk_without_room_keeps_nothing_of_a_change(log, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmrec_ray.artifact._write_durably", full)
+    monkeypatch.setattr("llmrec_ray.storage._write_durably", full)
     with pytest.raises(DiskFullError, match="could not be saved, since the disk"):
         log.append([added("more")], after=3)
     assert log.version() == 3

@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
-from llmrec_ray.artifact import Workspace, create_artifact, read_json
+from llmrec_ray.artifact import Workspace, create_artifact
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.release import KEPT_PREVIOUS, Release, current_uri, load_release, point_at, publish, rollback
 from llmrec_ray.signals import FusionPolicy
+from llmrec_ray.storage import read_json
 
 POLICY = FusionPolicy(weights={"neural": 0.8, "item_item": 0.2}, candidates={"neural": 100})
 

@@ -16,7 +16,7 @@ import ray
 import ray.cloudpickle
 from ray.actor import ActorHandle
 
-from llmrec_ray.artifact import Artifact, Workspace, open_artifact, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, load_recipe, override_recipe
 from llmrec_ray.data import Dataset, ingest
@@ -32,6 +32,7 @@ from llmrec_ray.errors import (
     TrainingError,
 )
 from llmrec_ray.stages import tuned_recipe
+from llmrec_ray.storage import write_json_atomic
 from llmrec_ray.tune import best_overrides, trial, tune
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.records import Records, TrialRecord

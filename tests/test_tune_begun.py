@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmrec_ray import stages
-from llmrec_ray.artifact import Workspace, folder_names, read_json, write_json_atomic
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.cli.main import run
 from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.errors import (
@@ -23,6 +23,7 @@ from llmrec_ray.errors import (
     ConfigError,
     CorruptArtifactError,
 )
+from llmrec_ray.storage import folder_names, read_json, write_json_atomic
 from llmrec_ray.tune import begun
 from llmrec_ray.tune.begun import begun_campaign, check_begun, keep_begun, resume_command
 from tests.outcomes import searched_recipe

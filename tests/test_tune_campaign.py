@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.tune import _setup_signal_catching
 
-from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import Recipe, override_recipe
 from llmrec_ray.errors import ArtifactMismatchError
+from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.tune import campaign
 from llmrec_ray.tune.begun import check_begun, keep_begun
 from llmrec_ray.tune.confirm import _identity, _say_what_is_left

@@ -16,11 +16,12 @@ import polars as pl
 import pytest
 import ray
 
-from llmrec_ray.artifact import Workspace, read_json
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe, override_recipe, validate_recipe
 from llmrec_ray.data import Dataset, ingest
 from llmrec_ray.evaluate import Evaluation, validation_value
+from llmrec_ray.storage import read_json
 from llmrec_ray.train import train_bundle
 from llmrec_ray.tune import look
 from llmrec_ray.tune.confirm import FreshRun, confirm

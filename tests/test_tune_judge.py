@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.errors import DiskFullError
+from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.tune import judge as judges
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.records import Records

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llmrec_ray.artifact import write_json_atomic
 from llmrec_ray.errors import LlmrecError, TrainingError
+from llmrec_ray.storage import write_json_atomic
 from llmrec_ray.train import TrainedModel
 from llmrec_ray.train.checkpoint import load_state
 from llmrec_ray.train.failures import explain

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from llmrec_ray.artifact import temporary_folder
 from llmrec_ray.data.importers.movielens import GENRES
 from llmrec_ray.errors import ArtifactError, MissingInputError
+from llmrec_ray.storage import temporary_folder
 
 __all__ = ["fetch"]
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmrec_ray.artifact import temporary_folder
+from llmrec_ray.storage import temporary_folder
 
 __all__ = ["scratch_folder"]
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from llmrec_ray.artifact import is_disk_full
 from llmrec_ray.errors import ClusterError, LlmrecError
+from llmrec_ray.storage import is_disk_full
 
 __all__ = ["Spread"]
 

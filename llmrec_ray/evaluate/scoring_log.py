@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmrec_ray.artifact import Artifact, Workspace, file_names, read_json, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace
 from llmrec_ray.evaluate.report import Evaluation
+from llmrec_ray.storage import file_names, read_json, write_json_atomic
 
 __all__ = ["log_scoring", "scorings"]
 

@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from llmrec_ray.artifact import sync_to_disk
 from llmrec_ray.errors import EventLogError
 from llmrec_ray.events.local import forget_in_view
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.events.log import EventLog
 from llmrec_ray.events.redis_view import RedisDownError
 from llmrec_ray.forgotten import NOBODY, Tombstones
+from llmrec_ray.storage import sync_to_disk
 
 __all__ = ["forget_in_file", "forget_in_folder", "users_in"]
 

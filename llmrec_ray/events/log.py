@@ -19,11 +19,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from llmrec_ray.artifact import sync_to_disk
 from llmrec_ray.errors import CorruptArtifactError, EventLogError
 from llmrec_ray.events.event import Event
 from llmrec_ray.events.locks import file_lock
 from llmrec_ray.forgotten import FORGOTTEN, Tombstones, TombstonesFile
+from llmrec_ray.storage import sync_to_disk
 
 __all__ = ["EventLog", "Span"]
 

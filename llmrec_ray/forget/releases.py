@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
-from llmrec_ray.artifact import Artifact, ArtifactKind, Workspace, file_names
+from llmrec_ray.artifact import Artifact, ArtifactKind, Workspace
 from llmrec_ray.errors import ArtifactNotFoundError
 from llmrec_ray.forget.storage import remove
 from llmrec_ray.release import Release, current_uri, load_release, publish, withdraw
+from llmrec_ray.storage import file_names
 
 __all__ = ["Releases"]
 

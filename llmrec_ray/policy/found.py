@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmrec_ray.artifact import Workspace, read_json, write_json_atomic
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
 from llmrec_ray.signals import FusionPolicy
+from llmrec_ray.storage import read_json, write_json_atomic
 
 __all__ = ["KeptPolicy", "PolicyFound", "keep_policy", "load_policy"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import ray.train
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy  # noqa: PLC2701
 
-from llmrec_ray.artifact import free_space, is_disk_full
 from llmrec_ray.config import Recipe
 from llmrec_ray.errors import DiskFullError, LlmrecError, TrainingError
+from llmrec_ray.storage import free_space, is_disk_full
 from llmrec_ray.train.memory import explain_memory, was_out_of_memory
 
 __all__ = ["RestartUnlessExplained", "explain"]

@@ -17,8 +17,8 @@ from typing import Any
 import ray.train
 import torch
 
-from llmrec_ray.artifact import free_space, is_disk_full
 from llmrec_ray.errors import DiskFullError, TrainingError
+from llmrec_ray.storage import free_space, is_disk_full
 from llmrec_ray.train.workers import Workers
 
 __all__ = ["Reports"]

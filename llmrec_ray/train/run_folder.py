@@ -23,9 +23,9 @@ import ray.train
 from pyarrow import fs as pafs
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError  # noqa: PLC2701
 
-from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.config import FusionConfig, Recipe
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
+from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.train.checkpoint import LoopState, load_state
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import is_over

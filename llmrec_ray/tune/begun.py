@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmrec_ray.artifact import Workspace, file_names, folder_names, read_json, write_json_atomic
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.config import Recipe, as_override, has_credentials, validate_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import (
@@ -27,6 +27,7 @@ from llmrec_ray.errors import (
     ConfigError,
     CorruptArtifactError,
 )
+from llmrec_ray.storage import file_names, folder_names, read_json, write_json_atomic
 from llmrec_ray.tune.written import setting_text
 
 __all__ = ["Begun", "begun_campaign", "campaign_root", "check_begun", "keep_begun", "resume_command"]

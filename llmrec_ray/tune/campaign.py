@@ -25,7 +25,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from llmrec_ray.artifact import Artifact, Workspace, create_artifact, folder_names, read_json, saving, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, create_artifact
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
@@ -38,6 +38,7 @@ from llmrec_ray.errors import (
     TrainingError,
 )
 from llmrec_ray.policy import PolicyFound, search_policy
+from llmrec_ray.storage import folder_names, read_json, saving, write_json_atomic
 from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.begun import campaign_root, check_begun, keep_begun, resume_command
 from llmrec_ray.tune.confirm import confirm

@@ -26,12 +26,13 @@ import ray.exceptions
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict
 
-from llmrec_ray.artifact import Artifact, Workspace, read_json, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, LlmrecError, OutOfMemoryError
 from llmrec_ray.evaluate import validation_value
+from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.train import open_start, share_cores, smaller, train_bundle
 from llmrec_ray.tune.links import share_encoder
 from llmrec_ray.tune.look import look_at_test

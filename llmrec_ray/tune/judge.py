@@ -14,8 +14,8 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from llmrec_ray.artifact import read_json, write_json_atomic
 from llmrec_ray.errors import LlmrecError
+from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.tune.board import Board
 from llmrec_ray.tune.progress import Standing, leg_begins, leg_ends, standing, summary
 from llmrec_ray.tune.records import Records, TrialRecord, best_record, values_of

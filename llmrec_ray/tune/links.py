@@ -9,13 +9,13 @@ encoder lies in the cache.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import uuid
 from pathlib import Path
 
 from llmrec_ray.artifact import Artifact, open_artifact
 from llmrec_ray.errors import ArtifactError
+from llmrec_ray.storage import sha256_of
 
 __all__ = ["share_encoder"]
 
@@ -53,7 +53,7 @@ def _link(file: Path, other: Path, sha256: str) -> bool:
     """Put another name of `other` in the place of a file; whether there is one file less now."""
     name = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        if file.samefile(other) or _sha256(other) != sha256:  # a damaged file must not spread
+        if file.samefile(other) or sha256_of(other) != sha256:  # a damaged file must not spread
             return False
         os.link(other, name)
         name.replace(file)
@@ -62,8 +62,3 @@ def _link(file: Path, other: Path, sha256: str) -> bool:
     finally:
         name.unlink(missing_ok=True)
     return True
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from llmrec_ray.artifact import Artifact, Workspace, open_artifact, read_json, write_json_atomic
+from llmrec_ray.artifact import Artifact, Workspace, open_artifact
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.config import Recipe
 from llmrec_ray.data import Dataset
@@ -17,6 +17,7 @@ from llmrec_ray.evaluate import Evaluation, evaluate
 from llmrec_ray.evaluate.scoring_log import log_scoring, scorings
 from llmrec_ray.index import Index, build_index
 from llmrec_ray.recommend import Pipeline
+from llmrec_ray.storage import read_json, write_json_atomic
 
 __all__ = ["Look", "look_at_test"]
 

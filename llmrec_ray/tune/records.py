@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmrec_ray.artifact import file_names, read_json, write_json_atomic
 from llmrec_ray.errors import CorruptArtifactError
+from llmrec_ray.storage import file_names, read_json, write_json_atomic
 
 __all__ = ["Part", "Records", "Status", "TrialRecord", "best_epoch", "best_record", "value_at", "values_of"]
 

@@ -17,9 +17,9 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from llmrec_ray.artifact import read_json
 from llmrec_ray.config import Recipe, with_settings
 from llmrec_ray.errors import ClusterError, DiskFullError, LlmrecError, OutOfMemoryError
+from llmrec_ray.storage import read_json
 from llmrec_ray.train import TrainedModel, open_start, run_training, smaller, with_encoder_of
 from llmrec_ray.tune.records import TrialRecord
 from llmrec_ray.tune.room import trials_per_machine

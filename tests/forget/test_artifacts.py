@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from llmrec_ray.artifact import Workspace, file_names
+from llmrec_ray.artifact import Workspace
 from llmrec_ray.bundle import Bundle
 from llmrec_ray.cli.main import run as command_line
 from llmrec_ray.config.data import Cooccurrence, TableConfig
@@ -30,6 +30,7 @@ from llmrec_ray.forget.person import Person
 from llmrec_ray.forgotten import Tombstones, forgotten_in
 from llmrec_ray.recommend import Pipeline, Request
 from llmrec_ray.release import current_uri, load_release, publish, rollback
+from llmrec_ray.storage import file_names
 from tests.forget.person import WHO, answers, run, write_log
 from tests.killed_ingest import forge
 from tests.searching import found_in

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from llmrec_ray.artifact import saving
 from llmrec_ray.config import validate_recipe
 from llmrec_ray.data.importers.amazon import find_amazon
 from llmrec_ray.data.importers.movielens import find_movielens
 from llmrec_ray.data.importers.original import Found
 from llmrec_ray.data.importers.recbole import find_recbole
 from llmrec_ray.errors import ConfigError
+from llmrec_ray.storage import saving
 
 __all__ = ["KINDS", "Imported", "import_recipe"]
 
