@@ -24,6 +24,7 @@ from pyarrow import fs as pafs
 from llmrec_ray.errors import ArtifactError, CorruptArtifactError, DiskFullError
 
 __all__ = [
+    "delete_folder",
     "file_names",
     "filesystem_of",
     "folder_names",
@@ -115,6 +116,16 @@ def _names(uri: str, kind: pafs.FileType) -> list[str]:
     filesystem, path = filesystem_of(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == kind)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder with all that is in it, if it is there; on this machine as far as that can be done."""
+    if "://" not in uri:
+        shutil.rmtree(uri, ignore_errors=True)
+        return
+    filesystem, path = filesystem_of(uri)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        filesystem.delete_dir(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -6,13 +6,13 @@ import math
 import random
 from dataclasses import replace
 
-from llmrec_ray.config import Recipe, load_recipe, override_recipe
+from llmrec_ray.config import FusionMode, Recipe, load_recipe, override_recipe
 from llmrec_ray.policy import PolicyFound
 from llmrec_ray.signals import FusionPolicy
-from llmrec_ray.tune.outcome import Confirmation, Outcome
-from llmrec_ray.tune.records import TrialRecord, best_record
+from llmrec_ray.tune.outcome import Confirmation, Finalist, Finals, Outcome
+from llmrec_ray.tune.records import TrialRecord, best_record, best_records
 
-__all__ = ["METRIC", "SEARCH", "full_outcome", "made_outcome", "made_record", "searched_recipe"]
+__all__ = ["METRIC", "SEARCH", "full_outcome", "made_finals", "made_outcome", "made_record", "searched_recipe"]
 
 METRIC = "fused_ndcg@10"
 SEARCH = {
@@ -67,6 +67,17 @@ def made_outcome(records: list[TrialRecord], recipe: Recipe | None = None, **mor
         best_recipe=override_recipe(recipe, overrides), seconds=312.5,
     )
     return replace(outcome, **more)
+
+
+def made_finals(outcome: Outcome, mode: FusionMode | None = "late") -> Finals:
+    """In which the second of the search won, the first was luckier there, and the third failed with a seed."""
+    first, second, third = (record.number for record in best_records(outcome.records, METRIC)[:3])
+    finalists = (
+        Finalist(second, 0.1131, {"learned": {11: 0.1102, 12: 0.1106}, "late": {11: 0.1118, 12: 0.1124}}),
+        Finalist(first, 0.1138, {"learned": {11: 0.1112, 12: 0.1108}, "late": {11: 0.1101, 12: 0.1095}}),
+        Finalist(third, 0.1122, {"learned": {11: 0.1104}, "late": {11: 0.1099}}, {12: "It broke with 12."}),
+    )
+    return Finals((11, 12), finalists, second, mode)
 
 
 def full_outcome(trials: int = 16) -> Outcome:

@@ -59,8 +59,8 @@ def small(folder: Path, train: dict[str, object] | None = None, **tune_section: 
         folder, fusion={"item_vector": "id"},
         train={"num_workers": 1, "sharding": "none", "epochs": 3, **(train or {})},
         tune={
-            "trials": 2, "search": RATES, "scheduler": "none", "max_concurrent": 1, "fresh_seeds": [], "name": "small",
-            **tune_section,
+            "trials": 2, "search": RATES, "scheduler": "none", "max_concurrent": 1, "finalist_seeds": [],
+            "fresh_seeds": [], "name": "small", **tune_section,
         },
     )
 

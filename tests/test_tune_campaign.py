@@ -17,7 +17,8 @@ from llmrec_ray.errors import ArtifactMismatchError
 from llmrec_ray.storage import read_json, write_json_atomic
 from llmrec_ray.tune import campaign
 from llmrec_ray.tune.begun import check_begun, keep_begun
-from llmrec_ray.tune.confirm import _identity, _say_what_is_left
+from llmrec_ray.tune.confirm import _say_what_is_left
+from llmrec_ray.tune.fresh import identity_of
 from llmrec_ray.tune.search import _handlers_kept
 from tests.outcomes import full_outcome, made_record, searched_recipe
 
@@ -27,10 +28,11 @@ MACHINES = ("train.num_workers=4", "train.sharding=zero2", "train.accumulation_s
 
 def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch):
     recipe, found, asked = searched_recipe(), full_outcome().policy, []
-    monkeypatch.setattr(campaign, "_found", lambda *given: asked.append(given[-1]) or found)
+    monkeypatch.setattr(campaign, "_found", lambda *given: asked.append(given[-1].epoch) or found)
 
     def policy_of(epoch: int) -> object:
-        return campaign._policy(recipe, DATASET, Workspace(str(tmp_path)), str(tmp_path), made_record(0), epoch)
+        winner = campaign._Winner(made_record(0), epoch)
+        return campaign._policy(recipe, DATASET, Workspace(str(tmp_path)), str(tmp_path), winner)
 
     assert [policy_of(3), policy_of(3), policy_of(5), policy_of(5)] == [found] * 4
     assert asked == [3, 5]
@@ -41,8 +43,9 @@ def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch
 def test_what_needs_no_training_is_the_same_when_it_is_read_again_with_keys_in_their_order(tmp_path, monkeypatch):
     found = full_outcome().policy
     monkeypatch.setattr(campaign, "_found", lambda *_: found)
+    winner = campaign._Winner(made_record(0), 3, "late")
     first, again = (
-        campaign._policy(searched_recipe(), DATASET, Workspace(str(tmp_path)), str(tmp_path), made_record(0), 3)
+        campaign._policy(searched_recipe(), DATASET, Workspace(str(tmp_path)), str(tmp_path), winner)
         for _ in range(2)
     )
     assert repr(first) == repr(again) == repr(found)
@@ -109,6 +112,6 @@ def test_a_campaign_goes_on_on_other_machines_and_in_smaller_pieces(tmp_path):
         check_begun(workspace, "spring", now, DATASET, resume=True)
 
     check(elsewhere)
-    assert _identity(elsewhere, DATASET, "ndcg@10") == _identity(recipe, DATASET, "ndcg@10")
+    assert identity_of(elsewhere, DATASET, "ndcg@10") == identity_of(recipe, DATASET, "ndcg@10")
     with pytest.raises(ArtifactMismatchError, match=r"since train\.precision \(fp32, now bf16\) changed"):
         check(override_recipe(recipe, ["train.precision=bf16"]))

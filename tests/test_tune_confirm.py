@@ -24,7 +24,8 @@ from llmrec_ray.evaluate import Evaluation, validation_value
 from llmrec_ray.storage import read_json
 from llmrec_ray.train import train_bundle
 from llmrec_ray.tune import look
-from llmrec_ray.tune.confirm import FreshRun, confirm
+from llmrec_ray.tune.confirm import confirm
+from llmrec_ray.tune.fresh import FreshRun
 from llmrec_ray.tune.outcome import Confirmation
 from tests.boards import board_recipe
 

@@ -11,10 +11,10 @@ from llmrec_ray.config import Choice, IntRange, LogUniform, Uniform, override_re
 from llmrec_ray.tune.axes import axis_of, value_scale
 from llmrec_ray.tune.charts import Pair, Trace, learning_curves, pair_chart, parallel_coordinates, slice_chart
 from llmrec_ray.tune.importance import parameter_importance
-from llmrec_ray.tune.outcome import Confirmation
+from llmrec_ray.tune.outcome import Confirmation, Finals
 from llmrec_ray.tune.page import render_page
 from llmrec_ray.tune.records import Part
-from tests.outcomes import METRIC, full_outcome, made_outcome, made_record, searched_recipe
+from tests.outcomes import METRIC, full_outcome, made_finals, made_outcome, made_record, searched_recipe
 from tests.pages import HOSTILE, Page, check_is_alone, colours, contrast
 
 SPACE = searched_recipe().tune.search
@@ -68,6 +68,43 @@ def test_the_best_value_its_lead_and_whether_it_is_luck_stand_at_the_top(outcome
     assert "0.1043 on test (−0.0075)" in text
 
 
+def finals_of(outcome, mode="late"):
+    """The outcome as it is when its finalists chose the winner."""
+    finals = made_finals(outcome, mode)
+    winner = next(record for record in outcome.records if record.number == finals.trial)
+    return replace(outcome, finals=finals, winner=winner)
+
+
+def test_finalists_and_why_one_of_them_won_stand_on_the_page(outcome):
+    chosen = finals_of(outcome)
+    text, (second, first, third) = text_of(chosen), (each.trial for each in chosen.finals.finalists)
+    assert (
+        f"Trial {second} won: NDCG@10 0.1121 on validation, as served with fusion.mode late, on average over the seeds "
+        "11 and 12. It was one of the 3 best of 16 trials, which were trained again with these seeds."
+    ) in text
+    rows = re.findall(r"<tr.*?</tr>", render_page(chosen, "name: x\n").partition("Who won, and why")[2])[1:7]
+    assert [re.sub(r"<[^>]+>", " ", row).split() for row in rows] == [
+        [f"{second}", "winner", "late", "0.1118", "0.1124", "0.1121"],
+        [f"{first}", "learned", "0.1112", "0.1108", "0.1110"],
+        [f"{second}", "learned", "0.1102", "0.1106", "0.1104"],
+        [f"{first}", "late", "0.1101", "0.1095", "0.1098"],
+        [f"{third}", "learned", "0.1104", "–", "–"],
+        [f"{third}", "late", "0.1099", "–", "–"],
+    ]
+    assert f"No figure of trial {third}, seed 12 It broke with 12." in text
+    assert "Winner in the search" in text and "Best in the search" not in text
+    assert "within 0.2 % of its best, the recipe's own or the cheapest to serve was taken" in text
+    check_is_alone(render_page(chosen, "name: x\n"))
+
+
+def test_finalists_of_which_none_has_a_mean_leave_the_choice_to_the_search(outcome):
+    broken = {n: replace(each, failed={12: "It broke."}) for n, each in enumerate(made_finals(outcome).finalists)}
+    finals = Finals((11, 12), (*broken.values(),), outcome.winner.number, None)
+    text = text_of(replace(outcome, finals=finals))
+    assert f"Trial {outcome.winner.number} is the best of 16" in text and "Best in the search" in text
+    assert "with some seed each of them failed, so the best trial of the search is the winner; llmrec tune --r" in text
+
+
 def test_how_trials_ended_is_said_with_reasons(outcome):
     text = text_of(outcome)
     assert "2 failed, 5 finished, 9 stopped" in text
@@ -112,6 +149,7 @@ def test_the_best_recipe_stands_on_the_page_as_it_is_written(page):
 def test_how_the_campaign_was_made_is_said(outcome):
     text = text_of(outcome)
     for said in ("Optuna's TPE", "ASHA: from epoch 2, one in 2 goes on", "101, 102, 103", "5 min 12 s", "4.0 s a trial",
+                 "3, seeds 11, 12",
                  "of 144 with every trial to its end", "llmrec_ray 0."):
         assert said in text
 

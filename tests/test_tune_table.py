@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -12,7 +13,7 @@ from llmrec_ray.tune.records import Part
 from llmrec_ray.tune.report import best_yaml, outcome_figures, write_outcome
 from llmrec_ray.tune.table import results_table
 from llmrec_ray.tune.written import recipe_yaml, setting_of, setting_text
-from tests.outcomes import METRIC, full_outcome, made_outcome, made_record, searched_recipe
+from tests.outcomes import METRIC, full_outcome, made_finals, made_outcome, made_record, searched_recipe
 
 SPACE = searched_recipe().tune.search
 
@@ -129,6 +130,17 @@ def test_the_recipe_says_above_it_where_it_comes_from_and_what_changed():
     assert head[2] == "# Other than in the recipe that was searched around:"
     assert any(line.startswith("#   model.dropout: ") and line.endswith("(was 0.2)") for line in head)
     assert head[-1] == "# Train it with: llmrec train --config best.yaml"
+
+
+def test_the_recipe_says_above_it_when_finalists_were_compared():
+    outcome = full_outcome()
+    chosen = replace(outcome, finals=made_finals(outcome))
+    assert best_yaml(chosen).splitlines()[:2] == [
+        f"# The best recipe of campaign spring: trial {outcome.winner.number} of 16, the best finalist,",
+        "# validation ndcg@10 0.1121 as served, mean of the seeds 11 and 12.",
+    ]
+    figures = outcome_figures(chosen)["finals"]
+    assert (figures["mode"], figures["finalists"][0]["modes"]["late"]) == ("late", {11: 0.1118, 12: 0.1124})
 
 
 def test_a_search_space_that_the_winner_does_not_go_with_is_left_out_of_its_recipe(tmp_path):

@@ -162,6 +162,8 @@ def _main() -> None:
     ]
     torch.distributed.destroy_process_group()
     sys.stdout.write(json.dumps(losses) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # as Ray ends a worker: in Python's own teardown the thread of torch's store aborts rank 0, very rarely
 
 
 if __name__ == "__main__":

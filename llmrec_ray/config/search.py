@@ -76,11 +76,12 @@ def check_campaign(recipe: Recipe) -> None:
     """Raise ConfigError for what only a campaign minds: seeds, epochs, rungs."""
     tune, epochs = recipe.tune, recipe.tune.epochs or recipe.train.epochs
     every = tune.pbt_rules.every_epochs
-    if recipe.seed in tune.fresh_seeds:
-        raise ConfigError(
-            f"tune.fresh_seeds names {recipe.seed}, which is the seed of the search, so the winner would be tried "
-            "again on what it was chosen by: name other seeds."
-        )
+    for name, whom, it in (("finalist_seeds", "finalists", "them"), ("fresh_seeds", "the winner", "it")):
+        if recipe.seed in getattr(tune, name):
+            raise ConfigError(
+                f"tune.{name} names {recipe.seed}, which is the seed of the search, so {whom} would be tried again on "
+                f"what chose {it}: name other seeds."
+            )
     if tune.grace_epochs != GRACE_EPOCHS and tune.grace_epochs >= epochs:
         raise ConfigError(
             f"tune.grace_epochs is {tune.grace_epochs}, but a trial has {epochs} epochs, so asha would end none: set "

@@ -192,6 +192,10 @@ class TuneConfig(Section):
     """For `scheduler: pbt`; empty takes the defaults."""
     max_concurrent: PositiveInt | None = None
     """Trials at once, each with train.num_workers workers; empty takes as many as the cluster has room for."""
+    finalists: PositiveInt = 3
+    """So many of the best trials are trained again with `finalist_seeds`; the best mean wins, with its fusion mode."""
+    finalist_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (11, 12)
+    """Seeds that choose among the finalists; empty lets the best trial of the search win, luck included."""
     policy_tolerance: Fraction = 0.002
     """Settings that need no retraining may cost so much of the best value for being cheaper, such as fewer
     candidates; at each step: mode, numbers of candidates, merging, new items."""
@@ -212,8 +216,15 @@ class TuneConfig(Section):
                     f"{name} is about asha, but scheduler is {self.scheduler}: set tune.scheduler to asha, or leave "
                     "it out"
                 )
-        if len({*self.fresh_seeds}) < len(self.fresh_seeds):
-            raise ValueError("fresh_seeds names a seed twice: give different ones")
+        for name in ("finalist_seeds", "fresh_seeds"):
+            seeds = getattr(self, name)
+            if len({*seeds}) < len(seeds):
+                raise ValueError(f"{name} names a seed twice: give different ones")
+        if both := sorted({*self.finalist_seeds} & {*self.fresh_seeds}):
+            raise ValueError(
+                f"fresh_seeds and finalist_seeds both name {', '.join(map(str, both))}, so the winner would be tried "
+                "on what it was chosen by: name different ones"
+            )
         return self
 
     @property

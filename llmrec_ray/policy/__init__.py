@@ -5,7 +5,7 @@ One owner for the whole project: training, tuning and `publish` take from here w
 
 from llmrec_ray.policy.components import Components, component_scores, validation_users
 from llmrec_ray.policy.found import KeptPolicy, PolicyFound, keep_policy, load_policy
-from llmrec_ray.policy.search import check_bundle, search_policy
+from llmrec_ray.policy.search import check_bundle, choose_mode, mode_values, search_policy
 from llmrec_ray.policy.trained import (
     ValidatedFusion,
     choose_weights,
@@ -23,12 +23,14 @@ __all__ = [
     "ValidatedFusion",
     "WeightSearch",
     "check_bundle",
+    "choose_mode",
     "choose_weights",
     "component_scores",
     "fuse_on_validation",
     "keep_policy",
     "load_policy",
     "make_policy",
+    "mode_values",
     "newcomer_weights",
     "policy_of",
     "search_policy",

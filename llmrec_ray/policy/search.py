@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Domain, Recipe, as_override, needs_no_training, override_recipe
+from llmrec_ray.config import Choice, Domain, FusionMode, Recipe, as_override, needs_no_training, override_recipe
 from llmrec_ray.data import Dataset
 from llmrec_ray.data.splits import item_fold
 from llmrec_ray.errors import ArtifactMismatchError, ConfigError
@@ -29,7 +29,7 @@ from llmrec_ray.policy.trained import ValidatedFusion, choose_weights, policy_of
 from llmrec_ray.signals import Fusion, FusionPolicy, WeightedFusion
 from llmrec_ray.types import Histories, IntArray
 
-__all__ = ["check_bundle", "search_policy"]
+__all__ = ["check_bundle", "choose_mode", "mode_values", "search_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ MODE, MERGE, MOST, SCALE = "fusion.mode", "retrieval.merge", "retrieval.max_cand
 SOURCE = "retrieval.candidates."
 COLD_COUNT = f"{SOURCE}cold"
 FIELDS = {MERGE: "merge", MOST: "max_candidates", SCALE: "cold_scale"}
-CHEAPEST_FIRST = ("feature", "late", "cascade", "gated", "learned")
+CHEAPEST_FIRST: tuple[FusionMode, ...] = ("feature", "late", "cascade", "gated", "learned")
 
 
 def search_policy(
@@ -48,7 +48,7 @@ def search_policy(
     *,
     metric: str = "ndcg@10",
     tolerance: float = 0.002,
-    modes: Mapping[str, Fusion] | None = None,
+    modes: Mapping[FusionMode, Fusion] | None = None,
 ) -> PolicyFound:
     """Search the keys of `domains` around the recipe; the weights of late fusion are searched in any case.
 
@@ -71,6 +71,21 @@ def search_policy(
     found = search.found(time.perf_counter() - start)
     logger.info("%s", found.text())
     return found
+
+
+def mode_values(
+    recipe: Recipe, dataset: Dataset, bundle: Bundle, modes: Mapping[FusionMode, Fusion], *, metric: str
+) -> dict[FusionMode, float]:
+    """What the served pipeline gives on validation with each of these fusions, late fusion by the weights that are best
+    there; without modes that do not go with the recipe."""
+    search = _Search.of(recipe, dataset, bundle, {MODE: Choice(choice=(*modes,))}, metric, tolerance=0.0)
+    return {mode: contest.figures(contest.policy).value for mode, contest in search.contests(modes).items()}
+
+
+def choose_mode(values: Mapping[FusionMode, float], recipe: Recipe, tolerance: float) -> FusionMode:
+    """Of the modes within the tolerance of the best value the recipe's own, else the cheapest to serve."""
+    floor, order = max(values.values()) * (1 - tolerance), (recipe.fusion.mode, *CHEAPEST_FIRST)
+    return min((mode for mode, value in values.items() if value >= floor), key=order.index)
 
 
 def _fusing(recipe: Recipe, grids: Mapping[str, list[Any]]) -> Recipe:
@@ -154,7 +169,7 @@ class _Search:
         contest = Contest(simulation, own, None, known, metric)
         return cls(recipe, bundle, grids, left_out, tolerance, weights, simulation, known, unseen, contest, own)
 
-    def begin(self, modes: Mapping[str, Fusion] | None) -> None:
+    def begin(self, modes: Mapping[FusionMode, Fusion] | None) -> None:
         """The first row tried is the recipe's own, in its mode even where the Bundle is that of a trial, which has late
         fusion; the second has the weights that were found where these are others."""
         own, weights, mode = self.policy, self.weights, self.recipe.fusion.mode
@@ -166,17 +181,20 @@ class _Search:
         if fuses_late and (weights.weights, weights.newcomer_weights) != (own.weights, own.newcomer_weights):
             self._take_weights(own)
 
-    def choose_mode(self, modes: Mapping[str, Fusion] | None) -> None:
+    def choose_mode(self, modes: Mapping[FusionMode, Fusion] | None) -> None:
         """Among those that were fitted; of those within the tolerance the recipe's own, else the cheapest to serve."""
-        contests = {mode: self._with_mode(mode, modes or {}) for mode in self._possible_modes(modes)}
+        contests = self.contests(modes)
         if not contests:
             return
-        tried = [self._note({MODE: mode}, contest.figures(contest.policy)) for mode, contest in contests.items()]
-        order = (self.recipe.fusion.mode, *CHEAPEST_FIRST)
-        chosen = min(self._within(tried), key=lambda each: order.index(each.setting[MODE]))
-        self.contest = contests[chosen.setting[MODE]]
+        tried = {mode: self._note({MODE: mode}, contest.figures(contest.policy)) for mode, contest in contests.items()}
+        chosen = choose_mode({mode: each.value for mode, each in tried.items()}, self.recipe, self.tolerance)
+        self.contest = contests[chosen]
         self.policy = self.contest.policy
-        self._take(chosen)
+        self._take(tried[chosen])
+
+    def contests(self, modes: Mapping[FusionMode, Fusion] | None) -> dict[FusionMode, Contest]:
+        """Of the modes that were fitted and go with the recipe."""
+        return {mode: self._with_mode(mode, modes or {}) for mode in self._possible_modes(modes)}
 
     def choose_counts(self) -> None:
         """The fewest candidates within the tolerance of the best: one source's count is changed at a time, first for
@@ -242,7 +260,7 @@ class _Search:
             policy=self.policy, metric=self.contest.metric, left_out=self.left_out,
         )
 
-    def _possible_modes(self, modes: Mapping[str, Fusion] | None) -> Iterator[str]:
+    def _possible_modes(self, modes: Mapping[FusionMode, Fusion] | None) -> Iterator[FusionMode]:
         if MODE in self.grids and modes is None:
             self.left_out[MODE] = "a Bundle keeps the fusion that it was trained with, and no other was fitted"
             return
@@ -257,7 +275,7 @@ class _Search:
             else:
                 yield mode
 
-    def _with_mode(self, mode: str, modes: Mapping[str, Fusion]) -> Contest:
+    def _with_mode(self, mode: FusionMode, modes: Mapping[FusionMode, Fusion]) -> Contest:
         """Late fusion by the weights that were found, even where the Bundle has others."""
         update: dict[str, Any] = {"weights": {"neural": 1.0}, "newcomer_weights": {}} if mode == "feature" else {
             "weights": self.weights.weights, "newcomer_weights": self.weights.newcomer_weights,

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import ray.train
-from pyarrow import fs as pafs
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError  # noqa: PLC2701
 
 from llmrec_ray.config import FusionConfig, Recipe
 from llmrec_ray.errors import ArtifactMismatchError, ArtifactNotFoundError, CorruptArtifactError
-from llmrec_ray.storage import read_json, write_json_atomic
+from llmrec_ray.storage import delete_folder, read_json, write_json_atomic
 from llmrec_ray.train.checkpoint import LoopState, load_state
 from llmrec_ray.train.inputs import TrainingInputs
 from llmrec_ray.train.loop import is_over
@@ -63,12 +61,7 @@ def identity(recipe: Recipe, inputs: TrainingInputs, data_id: str, start_from: s
 
 def begin_run(run_dir: str, identity: dict[str, Any]) -> None:
     """Make the folder of a new run; what was there is removed."""
-    if "://" not in run_dir:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    else:
-        filesystem, path = pafs.FileSystem.from_uri(run_dir)
-        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-            filesystem.delete_dir(path)
+    delete_folder(run_dir)
     write_json_atomic(f"{run_dir}/{RUN}", identity)
 
 

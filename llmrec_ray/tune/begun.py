@@ -34,9 +34,10 @@ __all__ = ["Begun", "begun_campaign", "campaign_root", "check_begun", "keep_begu
 
 MAY_DIFFER = (
     "workspace", "num_cpus", "serve", "tune.name", "tune.trials", "tune.time_budget_s", "tune.max_concurrent",
-    "tune.fresh_seeds", "tune.score_test", "tune.policy_tolerance", "train.num_workers", "train.min_workers",
-    "train.use_gpu", "train.max_failures", "train.sharding", "train.offload", "train.accumulation_steps",
-    "encoder.num_actors", "encoder.max_batch_tokens", "evaluate.batch_users",
+    "tune.finalists", "tune.finalist_seeds", "tune.fresh_seeds", "tune.score_test", "tune.policy_tolerance",
+    "train.num_workers", "train.min_workers", "train.use_gpu", "train.max_failures", "train.sharding",
+    "train.offload", "train.accumulation_steps", "encoder.num_actors", "encoder.max_batch_tokens",
+    "evaluate.batch_users",
 )
 """Settings that may be others when a campaign is resumed: how long it goes on, on how many machines, in what pieces."""
 BEGUN = "campaign.json"

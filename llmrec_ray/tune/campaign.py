@@ -1,6 +1,7 @@
 """A recipe and a Dataset -> a Campaign: the search, the winner without luck, and a page that shows it.
 
     search   trials by Ray Tune, see `judge` and `schedule`: what needs training
+    finals   the best of them on several seeds, which choose the winner
     policy   what needs none, on stored scores of the winner
     confirm  winner and recipe again, on seeds that the search has not seen; the test split once
 
@@ -13,7 +14,7 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from llmrec_ray.artifact import Artifact, Workspace, create_artifact
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Choice, Domain, Recipe, check_campaign, with_settings
+from llmrec_ray.config import Domain, FusionMode, Recipe, check_campaign, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.errors import (
     ArtifactError,
@@ -42,10 +43,11 @@ from llmrec_ray.storage import folder_names, read_json, saving, write_json_atomi
 from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.begun import campaign_root, check_begun, keep_begun, resume_command
 from llmrec_ray.tune.confirm import confirm
+from llmrec_ray.tune.finals import choose_finalist, modes_of
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.luck import paired
-from llmrec_ray.tune.outcome import Confirmation, Outcome
-from llmrec_ray.tune.records import Records, TrialRecord, best_epoch, best_record, values_of
+from llmrec_ray.tune.outcome import Confirmation, Finals, Outcome
+from llmrec_ray.tune.records import Records, TrialRecord, best_epoch, best_record, best_records, values_of
 from llmrec_ray.tune.report import write_outcome
 from llmrec_ray.tune.room import concurrent_trials
 from llmrec_ray.tune.schedule import Plan
@@ -59,6 +61,20 @@ __all__ = ["best_overrides", "tune"]
 logger = logging.getLogger(__name__)
 
 FOUND = TypeAdapter(PolicyFound)
+
+
+@dataclass(frozen=True)
+class _Winner:
+    """A trial, the epoch that it is taken from, and the fusion mode that was chosen among finalists."""
+
+    record: TrialRecord
+    epoch: int
+    mode: FusionMode | None = None
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """Which of the recipe are others."""
+        mode = {} if self.mode in {None, recipe.fusion.mode} else {"fusion.mode": self.mode}
+        return self.record.settings_at(self.epoch) | mode
 
 
 def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str | None = None) -> Artifact:
@@ -85,8 +101,8 @@ def tune(recipe: Recipe, dataset: Dataset, workspace: Workspace, *, resume: str 
         logger.info("campaign %s: %d trials, %d at once, in %s; whenever it is stopped, this goes on: %s", name,
                     plan.trials, concurrent, root, command)
         records, seconds = _search(recipe, plan, dataset, workspace, root)
-        winner = _winner(recipe, plan, command, records)
-        outcome = replace(_finish(recipe, plan, dataset, workspace, root, records, winner), seconds=seconds)
+        _check_found(recipe, plan, command, records)
+        outcome = replace(_finish(recipe, plan, dataset, workspace, root, records), seconds=seconds)
         return _keep(outcome, workspace)
 
 
@@ -120,10 +136,10 @@ def _says_how_to_go_on(command: str, root: str) -> Iterator[None]:
         raise
 
 
-def _winner(recipe: Recipe, plan: Plan, command: str, records: list[TrialRecord]) -> TrialRecord:
-    """The best trial. Raises ConfigError when there was no time for one, TrainingError when none has a value."""
-    if (winner := best_record(records, plan.metric)) is not None:
-        return winner
+def _check_found(recipe: Recipe, plan: Plan, command: str, records: list[TrialRecord]) -> None:
+    """Raises ConfigError when there was no time for a trial, TrainingError when none has a value."""
+    if best_record(records, plan.metric) is not None:
+        return
     if not records:
         raise ConfigError(
             f"tune.time_budget_s is {recipe.tune.time_budget_s:g}, which was over before the first trial began: go on "
@@ -173,27 +189,34 @@ def _actor(kind: type, *arguments: Any) -> ActorHandle:
 
 
 def _finish(
-    recipe: Recipe, plan: Plan, dataset: Dataset, workspace: Workspace, root: str, records: list[TrialRecord],
-    winner: TrialRecord,
+    recipe: Recipe, plan: Plan, dataset: Dataset, workspace: Workspace, root: str, records: list[TrialRecord]
 ) -> Outcome:
-    """What needs no training, and whether the winner is luck."""
-    epoch = best_epoch(winner, plan.metric)
-    found = _policy(recipe, dataset, workspace, root, winner, epoch)
-    settings = _in_order(recipe, winner.settings_at(epoch) | _parsed(found.overrides))
-    overrides, best = overrides_of(settings), with_settings(recipe, settings)
+    """Who wins, what needs no training, and whether the winner is luck."""
+    concurrent = concurrent_trials(recipe)
+    finals = choose_finalist(recipe, plan.metric, records, dataset, workspace, root, concurrent=concurrent)
+    winner = _winner(plan, records, finals)
+    found = _policy(recipe, dataset, workspace, root, winner)
+    settings = _in_order(recipe, winner.settings(recipe) | _parsed(found.overrides))
+    overrides, best_recipe = overrides_of(settings), with_settings(recipe, settings)
     outcome = Outcome(
         name=root.rpartition("/")[2], recipe=recipe, dataset=dataset.id, space=plan.space, records=records,
-        metric=plan.metric, label=_label(plan), winner=winner, overrides=overrides, best_recipe=best, seconds=0.0,
-        policy=found,
+        metric=plan.metric, label=_label(plan), winner=winner.record, overrides=overrides, best_recipe=best_recipe,
+        seconds=0.0, finals=finals, policy=found,
     )
     if not recipe.tune.fresh_seeds:
         return outcome
     confirmation = confirm(
-        recipe, best, dataset, workspace, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
-        score_test=recipe.tune.score_test, concurrent=concurrent_trials(recipe),
+        recipe, best_recipe, dataset, workspace, root, seeds=recipe.tune.fresh_seeds, metric=recipe.tune.metric,
+        score_test=recipe.tune.score_test, concurrent=concurrent,
     )
     logger.info("%s", paired(confirmation).sentence(recipe.tune.metric))
     return replace(outcome, confirmation=confirmation)
+
+
+def _winner(plan: Plan, records: list[TrialRecord], finals: Finals | None) -> _Winner:
+    best = best_records(records, plan.metric)
+    record = best[0] if finals is None else next(each for each in best if each.number == finals.trial)
+    return _Winner(record, best_epoch(record, plan.metric), None if finals is None else finals.mode)
 
 
 def _in_order(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
@@ -208,39 +231,43 @@ def _label(plan: Plan) -> str:
     return f"validation {name.upper()}@{k} of {of}"
 
 
-def _policy(
-    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord, epoch: int
-) -> PolicyFound:
+def _policy(recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: _Winner) -> PolicyFound:
     """What needs no training, found once, so that whoever is killed after it goes on with the same winner."""
     uri = f"{root}/policy.json"
-    of = {"trial": winner.number, "epoch": epoch, "tolerance": recipe.tune.policy_tolerance}
+    of = {
+        "trial": winner.record.number, "epoch": winner.epoch, "mode": winner.mode,
+        "tolerance": recipe.tune.policy_tolerance,
+    }
     with contextlib.suppress(FileNotFoundError, ValidationError):
         if (kept := read_json(uri))["of"] == of:
             return FOUND.validate_python(kept["found"])
-    found = FOUND.dump_python(_found(recipe, dataset, workspace, root, winner, epoch), mode="json")
+    found = FOUND.dump_python(_found(recipe, dataset, workspace, root, winner), mode="json")
     write_json_atomic(uri, {"of": of, "found": found}, sort_keys=False)
     return FOUND.validate_python(found)  # as whoever goes on will read it
 
 
-def _found(
-    recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: TrialRecord, epoch: int
-) -> PolicyFound:
-    """On the weights of the winner's best epoch, from its checkpoints."""
-    trained, start = trial_recipe(recipe, winner.settings_at(epoch)), open_start(recipe)
-    raw = text_of(trained, dataset, workspace, start)
-    bundle = Bundle.open(train_bundle(
-        trained, dataset, raw, Workspace(f"{root}/winner"), start=start, resume=True,
-        run_dir=run_folder(root, winner, epoch), show_progress=False,
-    ).uri)
+def _found(recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: _Winner) -> PolicyFound:
+    """On the weights of the winner's best epoch; its fusion mode is searched unless finalists have chosen it."""
+    bundle = _bundle(recipe, dataset, workspace, root, winner)
+    searched = with_settings(recipe, winner.settings(recipe))  # fitting a mode trains once more, as the winner was
     _, domains = split_levels(recipe)
-    wanted = domains.get("fusion.mode")
-    named = dict.fromkeys((recipe.fusion.mode, *(wanted.choice if isinstance(wanted, Choice) else ())))
-    searched = with_settings(recipe, winner.settings_at(epoch))  # fitting a mode trains once more, as the winner was
-    modes = fit_modes(searched, dataset, bundle, [*named])
+    if winner.mode is not None:
+        domains.pop("fusion.mode", None)
+    fitted = fit_modes(searched, dataset, bundle, modes_of(recipe) if winner.mode is None else [winner.mode])
     return search_policy(
         searched, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
-        modes={mode: fitted.fusion for mode, fitted in modes.items()},
+        modes={mode: each.fusion for mode, each in fitted.items()},
     )
+
+
+def _bundle(recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, winner: _Winner) -> Bundle:
+    """The winner's best epoch, from its checkpoints."""
+    trained, start = trial_recipe(recipe, winner.record.settings_at(winner.epoch)), open_start(recipe)
+    raw = text_of(trained, dataset, workspace, start)
+    return Bundle.open(train_bundle(
+        trained, dataset, raw, Workspace(f"{root}/winner"), start=start, resume=True,
+        run_dir=run_folder(root, winner.record, winner.epoch), show_progress=False,
+    ).uri)
 
 
 def _parsed(overrides: list[str]) -> dict[str, Any]:
@@ -258,6 +285,10 @@ def _fresh(confirmation: Confirmation | None) -> dict[str, Any] | None:
     }
 
 
+def _chosen(finals: Finals | None) -> dict[str, Any] | None:
+    return None if finals is None else {"trial": finals.trial, "mode": finals.mode, "value": finals.mean}
+
+
 def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
     best, known = max(values_of(outcome.winner, outcome.metric)), folder_names(workspace.root("campaign"))
     artifact = create_artifact(
@@ -267,8 +298,8 @@ def _keep(outcome: Outcome, workspace: Workspace) -> Artifact:
             "name": outcome.name, "metric": outcome.label, "value": best, "trials": len(outcome.records),
             "failed": sum(record.status == "failed" for record in outcome.records),
             "epochs": sum(record.done for record in outcome.records), "winner": outcome.winner.number,
-            "fresh_seeds": _fresh(outcome.confirmation), "overrides": outcome.overrides,
-            "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
+            "finals": _chosen(outcome.finals), "fresh_seeds": _fresh(outcome.confirmation),
+            "overrides": outcome.overrides, "settings": _parsed(outcome.overrides), "seconds": outcome.seconds,
         },
     )
     if artifact.uri.rpartition("/")[2] in known:

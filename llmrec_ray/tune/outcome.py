@@ -4,12 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from llmrec_ray.config import Domain, Recipe
+from llmrec_ray.config import Domain, FusionMode, Recipe
 from llmrec_ray.policy import PolicyFound
 from llmrec_ray.tune.records import TrialRecord
 
-__all__ = ["Confirmation", "Outcome"]
+__all__ = ["Confirmation", "Finalist", "Finals", "Outcome"]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best trials, trained again with every seed of `Finals`.
+
+    value: in the search. modes: fusion mode -> seed -> validation metric of the served pipeline. failed: seed -> why
+    it has none.
+    """
+
+    trial: int
+    value: float
+    modes: Mapping[FusionMode, Mapping[int, float]]
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def means(self) -> dict[FusionMode, float]:
+        """Of the modes that have a value of every seed; none when a seed failed."""
+        if self.failed:
+            return {}
+        seeds = max((len(values) for values in self.modes.values()), default=0)
+        return {mode: fmean(values.values()) for mode, values in self.modes.items() if len(values) == seeds}
+
+
+@dataclass(frozen=True)
+class Finals:
+    """What chose the winner among the best trials: the mean over several seeds, and its fusion mode with it.
+
+    finalists: the best mean first, then those without one. mode: None when no finalist has a mean, so that the best
+    trial of the search won as without them.
+    """
+
+    seeds: tuple[int, ...]
+    finalists: tuple[Finalist, ...]
+    trial: int
+    mode: FusionMode | None
+
+    @property
+    def mean(self) -> float | None:
+        """The winner's, in its mode."""
+        return None if self.mode is None else self.finalists[0].means[self.mode]
 
 
 @dataclass(frozen=True)
@@ -53,5 +95,6 @@ class Outcome:
     overrides: list[str]
     best_recipe: Recipe
     seconds: float
+    finals: Finals | None = None
     policy: PolicyFound | None = None
     confirmation: Confirmation | None = None

@@ -33,7 +33,7 @@ from llmrec_ray.tune.charts import (
 )
 from llmrec_ray.tune.importance import Importance, parameter_importance
 from llmrec_ray.tune.luck import Gap, Paired, gap, paired
-from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.outcome import Finals, Outcome
 from llmrec_ray.tune.records import TrialRecord, value_at, values_of
 from llmrec_ray.tune.written import setting_of, setting_text
 
@@ -93,6 +93,17 @@ class _Row:
         return [remark for remark in (self.record.reason, retried, *taken) if remark]
 
 
+@dataclass(frozen=True)
+class _FinalistRow:
+    """A finalist in one fusion mode. by_seed: in the order of the seeds."""
+
+    trial: int
+    mode: str
+    by_seed: list[float | None]
+    mean: float | None
+    is_winner: bool
+
+
 class _View:
     """What the template asks for, in the order of the page."""
 
@@ -133,6 +144,11 @@ class _View:
     @property
     def winner(self) -> _Row:
         return next(row for row in self.rows if row.is_winner)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the winner has the best value of the search."""
+        return all((row.value or 0.0) <= (self.winner.value or 0.0) for row in self.rows)
 
     @property
     def recipe(self) -> _Row | None:
@@ -176,6 +192,34 @@ class _View:
         """What tries again what failed."""
         recipe = self.outcome.recipe
         return resume_command(self.outcome.name, recipe, Workspace(recipe.workspace))
+
+    @property
+    def finals(self) -> Finals | None:
+        """Those that chose the winner."""
+        found = self.outcome.finals
+        return None if found is None or found.mode is None else found
+
+    @property
+    def finalist_rows(self) -> list[_FinalistRow]:
+        """One for each finalist and fusion mode, the winner first, then by the mean, then without one."""
+        found = self.outcome.finals
+        if found is None:
+            return []
+        rows = [
+            _FinalistRow(each.trial, mode, [each.modes[mode].get(seed) for seed in found.seeds], each.means.get(mode),
+                         (each.trial, mode) == (found.trial, found.mode))
+            for each in found.finalists for mode in each.modes
+        ]
+        return sorted(rows, key=lambda row: (not row.is_winner, row.mean is None, -(row.mean or 0.0)))
+
+    @property
+    def finalist_failures(self) -> list[tuple[str, str]]:
+        """Which training of a finalist failed, and why."""
+        found = self.outcome.finals
+        return [] if found is None else [
+            (f"trial {each.trial}, seed {seed}", reason)
+            for each in found.finalists for seed, reason in each.failed.items()
+        ]
 
     @cached_property
     def luck(self) -> Paired | None:
@@ -348,7 +392,7 @@ class _View:
             ("Ended early by", _scheduler(config)),
             ("Budget", f"{config.trials} trials" + (f", {config.time_budget_s:g} s" if config.time_budget_s else "")),
             ("Seed of the search", str(recipe.seed)),
-            ("Fresh seeds", ", ".join(map(str, config.fresh_seeds)) or "none"),
+            ("Finalists", _finalists(config)), ("Fresh seeds", ", ".join(map(str, config.fresh_seeds)) or "none"),
             ("Wall time of the search", _duration(self.outcome.seconds)), ("Time in epochs", _duration(training)),
             ("Outside of epochs", f"{overhead:.1f} s a trial"),
         ]
@@ -421,6 +465,11 @@ def _known(value: float | None) -> float | None:
 def _metric_name(metric: str) -> str:
     name, _, k = metric.partition("@")
     return f"{NAMES.get(name, name.upper())}@{k}"
+
+
+def _finalists(config: Any) -> str:
+    seeds = ", ".join(map(str, config.finalist_seeds))
+    return f"{config.finalists}, seeds {seeds}" if seeds else "none"
 
 
 def _scheduler(config: Any) -> str:

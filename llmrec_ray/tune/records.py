@@ -14,7 +14,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmrec_ray.errors import CorruptArtifactError
 from llmrec_ray.storage import file_names, read_json, write_json_atomic
 
-__all__ = ["Part", "Records", "Status", "TrialRecord", "best_epoch", "best_record", "value_at", "values_of"]
+__all__ = [
+    "Part",
+    "Records",
+    "Status",
+    "TrialRecord",
+    "best_epoch",
+    "best_record",
+    "best_records",
+    "value_at",
+    "values_of",
+]
 
 Status: TypeAlias = Literal["running", "paused", "finished", "stopped", "failed"]
 """`running` also when whoever ran it was killed; `paused` between two legs; `stopped` when others were better."""
@@ -84,10 +94,15 @@ def value_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
     return max((float(entry[metric]) for entry in reached if _has(entry, metric)), default=None)
 
 
-def best_record(records: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The record with the best value of any epoch, the earlier one of equals; failed trials do not count."""
+def best_records(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Those with a value, by the best of any epoch, the earlier one of equals first; failed trials do not count."""
     scored = [record for record in records if record.status != "failed" and values_of(record, metric)]
-    return max(scored, key=lambda record: (max(values_of(record, metric)), -record.number), default=None)
+    return sorted(scored, key=lambda record: (-max(values_of(record, metric)), record.number))
+
+
+def best_record(records: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
+    """The first of `best_records`."""
+    return next(iter(best_records(records, metric)), None)
 
 
 def _has(entry: Mapping[str, Any], metric: str) -> bool:

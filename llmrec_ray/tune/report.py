@@ -44,14 +44,11 @@ def best_yaml(outcome: Outcome) -> str:
     It equals `best_recipe`, but for the campaign's name, which is taken, and a search space that its settings do not go
     with; these are left out.
     """
-    value = max(values_of(outcome.winner, outcome.metric))
     changes = [
         f"  {key}: {after} (was {before})" for key, before, after in changed_settings(outcome) if before != after
     ]
     return recipe_yaml(_loadable(_unnamed(outcome.best_recipe)), [
-        f"The best recipe of campaign {outcome.name}: trial {outcome.winner.number}, the best of "
-        f"{len(outcome.records)},",
-        f"{outcome.label} {value:.4f}.",
+        *_chosen_by(outcome),
         *(["Other than in the recipe that was searched around:", *changes] if changes else []),
         "Train it with: llmrec train --config best.yaml",
     ])
@@ -69,10 +66,21 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
             "trial": outcome.winner.number, "epoch": epoch,
             "settings": outcome.winner.settings_at(epoch), "value": max(values_of(outcome.winner, outcome.metric)),
         },
-        "overrides": outcome.overrides,
+        "overrides": outcome.overrides, "finals": None if outcome.finals is None else asdict(outcome.finals),
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
+
+
+def _chosen_by(outcome: Outcome) -> list[str]:
+    trial, trials, finals = outcome.winner.number, len(outcome.records), outcome.finals
+    if finals is None or finals.mean is None:
+        value = max(values_of(outcome.winner, outcome.metric))
+        return [f"The best recipe of campaign {outcome.name}: trial {trial}, the best of {trials},",
+                f"{outcome.label} {value:.4f}."]
+    seeds = " and ".join(map(str, finals.seeds))
+    return [f"The best recipe of campaign {outcome.name}: trial {trial} of {trials}, the best finalist,",
+            f"validation {outcome.recipe.tune.metric} {finals.mean:.4f} as served, mean of the seeds {seeds}."]
 
 
 def _unnamed(recipe: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ from llmrec_ray.train import TrainedModel, open_start, run_training, smaller, wi
 from llmrec_ray.tune.records import TrialRecord
 from llmrec_ray.tune.room import trials_per_machine
 
-__all__ = ["has_begun", "in_a_line", "run_folder", "run_leg", "trial_recipe"]
+__all__ = ["has_begun", "in_a_line", "run_folder", "run_leg", "trial_recipe", "with_late_fusion"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,13 @@ def trial_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     epochs = recipe.tune.epochs or recipe.train.epochs
     changed = with_settings(recipe, settings)
     train = changed.train.model_copy(update={"epochs": epochs, "patience": epochs, "checkpoint_steps": None})
-    fusion = changed.fusion.model_copy(update={"mode": "late", "cascade": None})
-    return changed.model_copy(update={"train": train, "fusion": fusion})
+    return with_late_fusion(changed.model_copy(update={"train": train}))
+
+
+def with_late_fusion(recipe: Recipe) -> Recipe:
+    """Which takes no training of its own."""
+    fusion = recipe.fusion.model_copy(update={"mode": "late", "cascade": None})
+    return recipe.model_copy(update={"fusion": fusion})
 
 
 def run_folder(root: str, record: TrialRecord, epoch: int) -> str:

@@ -1,0 +1,132 @@
+"""The best trials of a search -> the one whose mean over several seeds is best, and its fusion mode.
+
+Trials are compared by one seed each, so the best of many is partly the luckiest. Below `<root>/finals` is what `fresh`
+keeps of each run: trial-3-11.json, …; what was trained goes when it is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+
+from llmrec_ray.artifact import Workspace
+from llmrec_ray.config import Choice, FusionMode, Recipe, with_settings
+from llmrec_ray.data import Dataset
+from llmrec_ray.policy import choose_mode
+from llmrec_ray.storage import delete_folder, write_json_atomic
+from llmrec_ray.tune.fresh import FreshJob, FreshRun, Texts, finished, identity_of, run_jobs
+from llmrec_ray.tune.outcome import Finalist, Finals
+from llmrec_ray.tune.records import TrialRecord, best_epoch, best_records, values_of
+from llmrec_ray.tune.space import split_levels
+
+__all__ = ["choose_finalist", "modes_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def choose_finalist(
+    recipe: Recipe, metric: str, records: Sequence[TrialRecord], dataset: Dataset, workspace: Workspace, root: str, *,
+    concurrent: int,
+) -> Finals | None:
+    """Train the `tune.finalists` best trials with every seed of `tune.finalist_seeds` on the connected Ray, at most
+    `concurrent` at once, and measure each by the served pipeline on validation, with every fusion mode that is
+    searched.
+
+    metric: of the trials' epochs. workspace: has the cache of text vectors. root: folder or URI of the campaign. A
+    finalist of which a run fails cannot win; that run is tried again by the next call. None where there are no seeds,
+    or nothing to choose from.
+    """
+    seeds, modes = recipe.tune.finalist_seeds, modes_of(recipe)
+    best = best_records(records, metric)[:recipe.tune.finalists]
+    if not seeds or len(best) * len(modes) < 2:
+        return None
+    plans = {record.number: _plan(recipe, record, metric, dataset, root, modes) for record in best}
+    jobs = [plan[n] for n in range(len(seeds)) for plan in plans.values()]
+    runs = _run(jobs, recipe, [record.number for record in best], dataset, workspace, concurrent)
+    finalists = [
+        _finalist(record, metric, [runs[job.name] for job in plans[record.number]]) for record in best
+    ]
+    finals = _decide(recipe, seeds, finalists)
+    logger.info("%s", _said(finals))
+    return finals
+
+
+def modes_of(recipe: Recipe) -> tuple[FusionMode, ...]:
+    """The recipe's own fusion mode, then those that are searched beside it."""
+    domain = split_levels(recipe)[1].get("fusion.mode")
+    return (*dict.fromkeys((recipe.fusion.mode, *(domain.choice if isinstance(domain, Choice) else ()))),)
+
+
+def _plan(
+    recipe: Recipe, record: TrialRecord, metric: str, dataset: Dataset, root: str, modes: tuple[FusionMode, ...]
+) -> list[FreshJob]:
+    """A job for each seed."""
+    changed = with_settings(recipe, record.settings_at(best_epoch(record, metric)))
+    identity, folder = identity_of(changed, dataset, recipe.tune.metric, modes), f"{root}/finals"
+    return [
+        FreshJob(
+            f"trial-{record.number}", changed.model_copy(update={"seed": seed}), dataset.uri, identity, folder,
+            recipe.tune.metric, run_dir=f"{folder}/trial-{record.number}-{seed}/runs/train", modes=modes,
+        )
+        for seed in recipe.tune.finalist_seeds
+    ]
+
+
+def _run(
+    jobs: Sequence[FreshJob], recipe: Recipe, numbers: Sequence[int], dataset: Dataset, workspace: Workspace,
+    concurrent: int,
+) -> Mapping[str, FreshRun]:
+    """What came of each job, by its name."""
+    runs = {job.name: run for job in jobs if (run := finished(job)) is not None}
+    if len(runs) < len(jobs):
+        logger.info(
+            "the best of the search, trial %s, trained again with the seeds %s (%d of %d done)",
+            " and ".join(map(str, numbers)), " and ".join(map(str, recipe.tune.finalist_seeds)), len(runs), len(jobs),
+        )
+    left = [job for job in jobs if job.name not in runs]
+    with contextlib.closing(run_jobs(left, Texts(dataset, workspace), concurrent)) as ended:
+        for job, run in ended:
+            write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
+            runs[job.name] = run
+            if run.reason is None:
+                delete_folder(job.uri)
+            said = f"failed, {run.reason}" if run.reason is not None else _values(run.modes, recipe.tune.metric)
+            logger.info("%s, seed %d: %s (%d of %d)", job.arm.replace("-", " "), run.seed, said, len(runs), len(jobs))
+    return runs
+
+
+def _finalist(record: TrialRecord, metric: str, runs: Sequence[FreshRun]) -> Finalist:
+    modes: dict[FusionMode, dict[int, float]] = {}
+    for run in runs:
+        for mode, value in run.modes.items():
+            modes.setdefault(mode, {})[run.seed] = value
+    failed = {run.seed: run.reason for run in runs if run.reason is not None}
+    return Finalist(record.number, max(values_of(record, metric)), modes, failed)
+
+
+def _decide(recipe: Recipe, seeds: tuple[int, ...], finalists: Sequence[Finalist]) -> Finals:
+    """By the best mean of any mode, the earlier one of equals; then the mode, as the policy search chooses it."""
+    order = sorted(finalists, key=lambda each: -max(each.means.values(), default=float("-inf")))
+    best = order[0]
+    if not best.means:
+        return Finals(seeds, (*finalists,), finalists[0].trial, None)
+    return Finals(seeds, (*order,), best.trial, choose_mode(best.means, recipe, recipe.tune.policy_tolerance))
+
+
+def _said(finals: Finals) -> str:
+    if finals.mode is None or finals.mean is None:
+        return "every finalist failed with some seed, so the best trial of the search is the winner"
+    others = [
+        f"trial {each.trial} {max(each.means.values()):.4f}" if each.means else f"trial {each.trial} failed"
+        for each in finals.finalists[1:]
+    ]
+    against = f" ({', '.join(others)})" if others else ""
+    return (
+        f"trial {finals.trial} with fusion.mode {finals.mode} is the winner: {finals.mean:.4f} on average over these "
+        f"seeds{against}"
+    )
+
+
+def _values(modes: Mapping[FusionMode, float], metric: str) -> str:
+    return f"validation {metric} {', '.join(f'{mode} {value:.4f}' for mode, value in modes.items())}"
