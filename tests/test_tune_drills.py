@@ -303,5 +303,30 @@ def test_a_driver_that_is_killed_while_the_winner_is_checked_goes_on_and_scores_
     assert json.loads(line)["split"] == "test"
 
 
+FINALS = ("tune.trials=2", "tune.finalists=2", "tune.finalist_seeds=[11, 12]")
+
+
+@LONG
+def test_a_driver_that_is_killed_between_finalists_goes_on_with_those_that_are_left(campaign):
+    def measured() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (campaign.root / "finals").glob("*.json")}
+
+    with campaign.started(*FINALS) as running:
+        running.wait_for(lambda _: bool(measured()), timeout_s=240)
+        running.end(signal.SIGKILL)
+    before = measured()
+    assert 0 < len(before) < 4
+    found = campaign.run(*FINALS, resume=True)
+    assert before.items() <= measured().items(), "what was measured is not trained again"
+    assert sorted(measured()) == ["trial-0-11.json", "trial-0-12.json", "trial-1-11.json", "trial-1-12.json"]
+    means = {
+        trial: sum(json.loads(measured()[f"trial-{trial}-{seed}.json"])["value"] for seed in (11, 12)) / 2
+        for trial in (0, 1)
+    }
+    best = max(means, key=means.__getitem__)
+    assert (found["metrics"]["winner"], found["metrics"]["finals"]["value"]) == (best, pytest.approx(means[best]))
+    assert campaign.run(*FINALS, resume=True)["uri"] == found["uri"]
+
+
 def lines_of(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
