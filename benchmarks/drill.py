@@ -173,8 +173,10 @@ def _crowd(endpoint: Contender, out: Path, pace: Pace, log: Log) -> None:
 
     The kills and the switch may have added one for a while; the crowd comes when it has been taken away.
     """
-    _until(lambda: len(endpoint.replicas("Retriever")) == FEWEST, pace.downscale_s + pace.recovery_s)
+    rested = _until(lambda: len(endpoint.replicas("Retriever")) == FEWEST, pace.downscale_s + pace.recovery_s)
     before = len(endpoint.replicas("Retriever"))
+    if not rested:
+        raise RuntimeError(f"The Retriever has {before} replicas still, so a crowd could not add any.")
     log.note(f"a crowd comes; Retriever replicas: {before}")
     crowd = _send(endpoint, out, pace.crowd_s, f"--clients={pace.crowd_clients}")
     most = before

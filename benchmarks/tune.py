@@ -159,7 +159,6 @@ def measure_campaign(bench: Bench, name: str) -> dict[str, Any]:
     recipe = override_recipe(bench.recipe(*POOR), [
         f"tune.name={name}", f"tune.scheduler={SCHEDULERS[name]}",
         f"tune.algorithm={'tpe' if name == 'tpe' else 'random'}", f"tune.trials={bench.effort.trials}",
-        *(() if name == "tpe" else ("tune.finalist_seeds=[]",)),
         "tune.fresh_seeds=[]", "tune.score_test=false", f"tune.search={json.dumps(SPACE)}",
     ])
 

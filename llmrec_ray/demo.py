@@ -26,7 +26,7 @@ __all__ = ["run_demo"]
 logger = logging.getLogger(__name__)
 
 HTTP_TIMEOUT_S = 30.0
-SMALL_CAMPAIGN = ("tune.trials=4", "tune.finalist_seeds=[]", "tune.fresh_seeds=[]")
+SMALL_CAMPAIGN = ("tune.trials=4", "tune.fresh_seeds=[]")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens without http_proxy, which cannot reach an endpoint of this machine."""
 

@@ -123,8 +123,8 @@ def tune_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: str | 
     with ray_for(recipe):
         campaign = tune(recipe, dataset, _workspace(recipe), resume=resume)
     metrics = campaign.manifest.metrics
-    logger.info("campaign %s: trial %d of %d is the winner, in the search %s %.4f, with %s", metrics["name"],
-                metrics["winner"], metrics["trials"], metrics["metric"], metrics["value"],
+    logger.info("campaign %s: of %d trials number %d is the winner, in the search %s %.4f, with %s", metrics["name"],
+                metrics["trials"], metrics["winner"], metrics["metric"], metrics["value"],
                 ", ".join(best_overrides(campaign)))
     logger.info("The report is %s/report.html, the recipe of the winner %s/best.yaml", campaign.uri, campaign.uri)
     return campaign

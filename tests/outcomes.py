@@ -77,7 +77,7 @@ def made_finals(outcome: Outcome, mode: FusionMode | None = "late") -> Finals:
         Finalist(first, 0.1138, {"learned": {11: 0.1112, 12: 0.1108}, "late": {11: 0.1101, 12: 0.1095}}),
         Finalist(third, 0.1122, {"learned": {11: 0.1104}, "late": {11: 0.1099}}, {12: "It broke with 12."}),
     )
-    return Finals((11, 12), finalists, second, mode)
+    return Finals((11, 12), finalists, second, mode, {second: "late", first: "learned"})
 
 
 def full_outcome(trials: int = 16) -> Outcome:

@@ -59,8 +59,8 @@ def small(folder: Path, train: dict[str, object] | None = None, **tune_section: 
         folder, fusion={"item_vector": "id"},
         train={"num_workers": 1, "sharding": "none", "epochs": 3, **(train or {})},
         tune={
-            "trials": 2, "search": RATES, "scheduler": "none", "max_concurrent": 1, "finalist_seeds": [],
-            "fresh_seeds": [], "name": "small", **tune_section,
+            "trials": 2, "search": RATES, "scheduler": "none", "max_concurrent": 1, "fresh_seeds": [],
+            "name": "small", **tune_section,
         },
     )
 
@@ -148,6 +148,23 @@ def test_settings_that_need_no_training_are_searched_on_the_winners_scores(tmp_p
     assert campaign.manifest.metrics["trials"] == 1
     names = [override.partition("=")[0] for override in best_overrides(campaign)]
     assert "retrieval.candidates.neural" in names
+
+
+@pytest.mark.campaign
+def test_finalists_choose_the_winner_and_its_mode(tmp_path, dataset):
+    search = RATES | {"fusion.mode": {"choice": ["late", "feature"]}}
+    recipe = small(tmp_path, search=search, finalists=2, finalist_seeds=[11], policy_tolerance=0.0)
+    campaign = run_campaign(recipe, dataset)
+    finals = json.loads((campaign.path / "outcome.json").read_text())["finals"]
+    means = {(each["trial"], mode): mean for each in finals["finalists"] for mode, mean in each["means"].items()}
+    best = max(means.values())
+    metrics = campaign.manifest.metrics
+    assert len(means) == 4 and metrics["finals"]["value"] == best
+    assert means[metrics["winner"], metrics["finals"]["mode"]] == best
+    chosen = load_recipe(config=campaign.path / "best.yaml")
+    assert chosen.fusion.mode == metrics["finals"]["mode"]
+    assert "Who won, and why" in (campaign.path / "report.html").read_text()
+    assert run_campaign(recipe, dataset, resume="small").uri == campaign.uri
 
 
 def test_a_name_that_is_taken_is_refused_on_the_command_line(tmp_path, dataset, capsys):

@@ -19,8 +19,11 @@ from llmrec_ray.tune import campaign
 from llmrec_ray.tune.begun import check_begun, keep_begun
 from llmrec_ray.tune.confirm import _say_what_is_left
 from llmrec_ray.tune.fresh import identity_of
+from llmrec_ray.tune.outcome import Finals
+from llmrec_ray.tune.records import best_records
+from llmrec_ray.tune.schedule import Plan
 from llmrec_ray.tune.search import _handlers_kept
-from tests.outcomes import full_outcome, made_record, searched_recipe
+from tests.outcomes import METRIC, full_outcome, made_record, searched_recipe
 
 DATASET = SimpleNamespace(id="0123456789abcdef", uri="datasets/dataset-0123456789abcdef")
 MACHINES = ("train.num_workers=4", "train.sharding=zero2", "train.accumulation_steps=2", "evaluate.batch_users=64")
@@ -38,6 +41,25 @@ def test_what_needs_no_training_is_found_once_for_a_winner(tmp_path, monkeypatch
     assert asked == [3, 5]
     write_json_atomic(f"{tmp_path}/policy.json", read_json(f"{tmp_path}/policy.json") | {"found": {"of": "old"}})
     assert policy_of(5) == found and asked == [3, 5, 5]
+
+
+def test_the_winner_is_the_finalist_that_was_chosen_and_keeps_its_mode(tmp_path, monkeypatch):
+    recipe, asked = searched_recipe(), []
+    records = [made_record(n, train__learning_rate=rate) for n, rate in ((0, 4e-3), (1, 1e-2), (2, 2e-3))]
+    plan = Plan(recipe, {}, 9, METRIC)
+    best = campaign._winner(plan, records, None)
+    assert best.record is best_records(records, METRIC)[0] and best.mode is None
+    assert best.settings(recipe) == best.record.settings
+    third = best_records(records, METRIC)[2]
+    chosen = campaign._winner(plan, records, Finals((11,), (), third.number, "late"))
+    assert chosen.record is third
+    assert chosen.settings(recipe) == third.settings | {"fusion.mode": "late"}
+    own = campaign._winner(plan, records, Finals((11,), (), third.number, "learned"))
+    assert own.settings(recipe) == third.settings, "the recipe's own mode is no setting that was changed"
+    monkeypatch.setattr(campaign, "_found", lambda *given: asked.append(given[-1].mode) or full_outcome().policy)
+    for winner in (chosen, chosen, own):
+        campaign._policy(recipe, DATASET, Workspace(str(tmp_path)), str(tmp_path), winner)
+    assert asked == ["late", "learned"]
 
 
 def test_what_needs_no_training_is_the_same_when_it_is_read_again_with_keys_in_their_order(tmp_path, monkeypatch):

@@ -194,6 +194,9 @@ def test_population_based_training_only_searches_what_can_change_in_training():
     (["tune.scheduler=pbt", "tune.reduction_factor=4"],
      "tune: reduction_factor is about asha, but scheduler is pbt: set tune.scheduler to asha, or leave it out"),
     (["tune.fresh_seeds=[1, 2, 1]"], "tune: fresh_seeds names a seed twice: give different ones"),
+    (["tune.finalist_seeds=[11]", "tune.objective=neural"],
+     "tune: finalist_seeds compares trials as they would be served, but objective is neural: set tune.objective to "
+     "fused, or leave it out"),
     (["tune.finalist_seeds=[2, 2]"], "tune: finalist_seeds names a seed twice: give different ones"),
     (["tune.finalist_seeds=[11, 103, 101]"],
      "tune: fresh_seeds and finalist_seeds both name 101, 103, so the winner would be tried on what it was chosen by: "
@@ -216,7 +219,7 @@ def test_a_campaign_that_would_not_do_what_it_says_is_refused(overrides, message
     (["seed=102"],
      "tune.fresh_seeds names 102, which is the seed of the search, so the winner would be tried again on what chose "
      "it: name other seeds."),
-    (["seed=12"],
+    (["seed=12", "tune.finalist_seeds=[11, 12]"],
      "tune.finalist_seeds names 12, which is the seed of the search, so finalists would be tried again on what chose "
      "them: name other seeds."),
     (["tune.grace_epochs=5", "tune.epochs=5"],

@@ -11,7 +11,7 @@ from llmrec_ray.config import Choice, IntRange, LogUniform, Uniform, override_re
 from llmrec_ray.tune.axes import axis_of, value_scale
 from llmrec_ray.tune.charts import Pair, Trace, learning_curves, pair_chart, parallel_coordinates, slice_chart
 from llmrec_ray.tune.importance import parameter_importance
-from llmrec_ray.tune.outcome import Confirmation, Finals
+from llmrec_ray.tune.outcome import Confirmation, Finalist, Finals
 from llmrec_ray.tune.page import render_page
 from llmrec_ray.tune.records import Part
 from tests.outcomes import METRIC, full_outcome, made_finals, made_outcome, made_record, searched_recipe
@@ -79,7 +79,7 @@ def test_finalists_and_why_one_of_them_won_stand_on_the_page(outcome):
     chosen = finals_of(outcome)
     text, (second, first, third) = text_of(chosen), (each.trial for each in chosen.finals.finalists)
     assert (
-        f"Trial {second} won: NDCG@10 0.1121 on validation, as served with fusion.mode late, on average over the seeds "
+        f"Trial {second} won: NDCG@10 0.1121 on validation, as served with fusion.mode late, on average over seeds "
         "11 and 12. It was one of the 3 best of 16 trials, which were trained again with these seeds."
     ) in text
     rows = re.findall(r"<tr.*?</tr>", render_page(chosen, "name: x\n").partition("Who won, and why")[2])[1:7]
@@ -93,7 +93,9 @@ def test_finalists_and_why_one_of_them_won_stand_on_the_page(outcome):
     ]
     assert f"No figure of trial {third}, seed 12 It broke with 12." in text
     assert "Winner in the search" in text and "Best in the search" not in text
-    assert "within 0.2 % of its best, the recipe's own or the cheapest to serve was taken" in text
+    assert "The best ones were trained again with other seeds and judged as served, with each fusion mode that" in text
+    assert "within 0.2 % of its best the recipe's own or else the cheapest to serve was taken; the best mean of" in text
+    assert "Its seeds as a finalist gave 0.1121 NDCG@10 for the winner, fresh seeds give 0.1119" in text
     check_is_alone(render_page(chosen, "name: x\n"))
 
 
@@ -102,7 +104,26 @@ def test_finalists_of_which_none_has_a_mean_leave_the_choice_to_the_search(outco
     finals = Finals((11, 12), (*broken.values(),), outcome.winner.number, None)
     text = text_of(replace(outcome, finals=finals))
     assert f"Trial {outcome.winner.number} is the best of 16" in text and "Best in the search" in text
-    assert "with some seed each of them failed, so the best trial of the search is the winner; llmrec tune --r" in text
+    assert "with some seed each of them failed, so the best trial of the search is the winner." in text
+
+
+def test_one_finalist_with_one_seed_is_not_called_the_best_of_many():
+    outcome = made_outcome([made_record(0)])
+    finals = Finals((11,), (Finalist(0, 0.1, {"learned": {11: 0.11}}),), 0, "learned", {0: "learned"})
+    text = text_of(replace(outcome, finals=finals))
+    assert "Trial 0, the recipe as it is, won: NDCG@10 0.1100" in text
+    assert "with fusion.mode learned, on average over seed 11." in text and "best of 1" not in text
+    assert "The best one was trained again with other seeds and judged as served." in text
+    other = replace(finals, finalists=(Finalist(0, 0.1, {"late": {11: 0.11}}),), mode="late", modes={0: "late"})
+    assert "Trial 0 won:" in text_of(replace(outcome, finals=other))
+
+
+def test_a_mode_that_a_finalist_has_no_value_of_is_named_with_the_reason(outcome):
+    chosen = finals_of(outcome)
+    first, *others = chosen.finals.finalists
+    known = replace(first, left_out={"gated": "Too few events."})
+    text = text_of(replace(chosen, finals=replace(chosen.finals, finalists=(known, *others))))
+    assert f"No figure of trial {first.trial} with fusion.mode gated Too few events." in text
 
 
 def test_how_trials_ended_is_said_with_reasons(outcome):
@@ -149,7 +170,7 @@ def test_the_best_recipe_stands_on_the_page_as_it_is_written(page):
 def test_how_the_campaign_was_made_is_said(outcome):
     text = text_of(outcome)
     for said in ("Optuna's TPE", "ASHA: from epoch 2, one in 2 goes on", "101, 102, 103", "5 min 12 s", "4.0 s a trial",
-                 "3, seeds 11, 12",
+                 "Finalistsnone",
                  "of 144 with every trial to its end", "llmrec_ray 0."):
         assert said in text
 

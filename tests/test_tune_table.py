@@ -137,10 +137,11 @@ def test_the_recipe_says_above_it_when_finalists_were_compared():
     chosen = replace(outcome, finals=made_finals(outcome))
     assert best_yaml(chosen).splitlines()[:2] == [
         f"# The best recipe of campaign spring: trial {outcome.winner.number} of 16, the best finalist,",
-        "# validation ndcg@10 0.1121 as served, mean of the seeds 11 and 12.",
+        "# validation ndcg@10 0.1121 as served, mean of seeds 11 and 12, before what needs no training was searched.",
     ]
     figures = outcome_figures(chosen)["finals"]
     assert (figures["mode"], figures["finalists"][0]["modes"]["late"]) == ("late", {11: 0.1118, 12: 0.1124})
+    assert figures["finalists"][0]["means"]["late"] == pytest.approx(0.1121)
 
 
 def test_a_search_space_that_the_winner_does_not_go_with_is_left_out_of_its_recipe(tmp_path):

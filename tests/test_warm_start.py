@@ -297,7 +297,7 @@ def test_an_int8_bundle_is_gone_on_from_around_the_centre_it_was_trained_with(
 def test_trials_start_from_the_bundle_too(start, after, tiny_encoder, workspace, ray_session):
     recipe = board_recipe(
         after, workspace=workspace, encoder={"model": str(tiny_encoder)},
-        tune={"trials": 1, "epochs": 2, "finalist_seeds": [], "fresh_seeds": [], "score_test": False},
+        tune={"trials": 1, "epochs": 2, "fresh_seeds": [], "score_test": False},
         train={"num_workers": 1, "sharding": "none", "warm_start": start.uri},
     )
     ingest(recipe, after, Workspace(workspace), use_ray=False)

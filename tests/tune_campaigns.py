@@ -38,8 +38,7 @@ def slow_board(folder: Path, **sections: dict[str, Any]) -> Recipe:
         "model": {"dropout": 0.0, "id_dropout": 0.0},
         "train": {"num_workers": 1, "sharding": "none", "epochs": EPOCHS, "patience": EPOCHS},
         "tune": {
-            "trials": TRIALS, "algorithm": "random", "scheduler": "none", "max_concurrent": 1, "finalist_seeds": [],
-            "fresh_seeds": [],
+            "trials": TRIALS, "algorithm": "random", "scheduler": "none", "max_concurrent": 1, "fresh_seeds": [],
             "score_test": False, "search": {
                 "train.learning_rate": {"loguniform": [1e-3, 3e-2]},
                 "train.loss": {"choice": ["sampled_softmax", "full_softmax"]},

@@ -193,9 +193,10 @@ class TuneConfig(Section):
     max_concurrent: PositiveInt | None = None
     """Trials at once, each with train.num_workers workers; empty takes as many as the cluster has room for."""
     finalists: PositiveInt = 3
-    """So many of the best trials are trained again with `finalist_seeds`; the best mean wins, with its fusion mode."""
-    finalist_seeds: tuple[Annotated[int, Field(ge=0)], ...] = (11, 12)
-    """Seeds that choose among the finalists; empty lets the best trial of the search win, luck included."""
+    """Of so many of the best trials the one wins that is best on average over `finalist_seeds`."""
+    finalist_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """The best trials are trained again with each of these, as they would be served, with every fusion mode that is
+    searched; empty lets the best trial of the search win, luck included."""
     policy_tolerance: Fraction = 0.002
     """Settings that need no retraining may cost so much of the best value for being cheaper, such as fewer
     candidates; at each step: mode, numbers of candidates, merging, new items."""
@@ -220,6 +221,11 @@ class TuneConfig(Section):
             seeds = getattr(self, name)
             if len({*seeds}) < len(seeds):
                 raise ValueError(f"{name} names a seed twice: give different ones")
+        if self.finalist_seeds and self.objective == "neural":
+            raise ValueError(
+                "finalist_seeds compares trials as they would be served, but objective is neural: set tune.objective "
+                "to fused, or leave it out"
+            )
         if both := sorted({*self.finalist_seeds} & {*self.fresh_seeds}):
             raise ValueError(
                 f"fresh_seeds and finalist_seeds both name {', '.join(map(str, both))}, so the winner would be tried "

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import Choice, Domain, FusionMode, Recipe, as_override, needs_no_training, override_recipe
+from llmrec_ray.config import Choice, Domain, FusionMode, Recipe, as_override, needs_no_training, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.data.splits import item_fold
 from llmrec_ray.errors import ArtifactMismatchError, ConfigError
@@ -269,7 +269,7 @@ class _Search:
                 self.left_out[f"{MODE}={mode}"] = "it was not fitted for this Bundle"
                 continue
             try:
-                override_recipe(self.recipe, [f"{MODE}={mode}"])
+                with_settings(self.recipe, {MODE: mode})
             except ConfigError as error:
                 self.left_out[f"{MODE}={mode}"] = " ".join(str(error).split())
             else:

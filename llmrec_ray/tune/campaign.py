@@ -43,7 +43,7 @@ from llmrec_ray.storage import folder_names, read_json, saving, write_json_atomi
 from llmrec_ray.train import fit_modes, open_start, train_bundle
 from llmrec_ray.tune.begun import campaign_root, check_begun, keep_begun, resume_command
 from llmrec_ray.tune.confirm import confirm
-from llmrec_ray.tune.finals import choose_finalist, modes_of
+from llmrec_ray.tune.finals import choose_finalist, searched_modes
 from llmrec_ray.tune.judge import Judge
 from llmrec_ray.tune.luck import paired
 from llmrec_ray.tune.outcome import Confirmation, Finals, Outcome
@@ -253,7 +253,8 @@ def _found(recipe: Recipe, dataset: Dataset, workspace: Workspace, root: str, wi
     _, domains = split_levels(recipe)
     if winner.mode is not None:
         domains.pop("fusion.mode", None)
-    fitted = fit_modes(searched, dataset, bundle, modes_of(recipe) if winner.mode is None else [winner.mode])
+    named = dict.fromkeys((recipe.fusion.mode, *searched_modes(recipe)))
+    fitted = fit_modes(searched, dataset, bundle, [*named] if winner.mode is None else [winner.mode])
     return search_policy(
         searched, dataset, bundle, domains, metric=recipe.tune.metric, tolerance=recipe.tune.policy_tolerance,
         modes={mode: each.fusion for mode, each in fitted.items()},

@@ -1,7 +1,8 @@
 """The best trials of a search -> the one whose mean over several seeds is best, and its fusion mode.
 
 Trials are compared by one seed each, so the best of many is partly the luckiest. Below `<root>/finals` is what `fresh`
-keeps of each run: trial-3-11.json, …; what was trained goes when it is measured.
+keeps of each run: trial-3-11.json, …; what was trained goes when it is measured. A run that failed is not tried again:
+what chose a winner stays as it is.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from llmrec_ray.config import Choice, FusionMode, Recipe, with_settings
 from llmrec_ray.data import Dataset
 from llmrec_ray.policy import choose_mode
 from llmrec_ray.storage import delete_folder, write_json_atomic
-from llmrec_ray.tune.fresh import FreshJob, FreshRun, Texts, finished, identity_of, run_jobs
+from llmrec_ray.tune.fresh import FreshJob, FreshRun, Texts, identity_of, recorded, run_jobs
 from llmrec_ray.tune.outcome import Finalist, Finals
 from llmrec_ray.tune.records import TrialRecord, best_epoch, best_records, values_of
 from llmrec_ray.tune.space import split_levels
 
-__all__ = ["choose_finalist", "modes_of"]
+__all__ = ["choose_finalist", "searched_modes"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ def choose_finalist(
     searched.
 
     metric: of the trials' epochs. workspace: has the cache of text vectors. root: folder or URI of the campaign. A
-    finalist of which a run fails cannot win; that run is tried again by the next call. None where there are no seeds,
-    or nothing to choose from.
+    finalist of which a run fails cannot win. None where there are no seeds, or nothing to choose from. Raises
+    DiskFullError, and ClusterError when there is no room for a training or its processes are lost again and again: the
+    next call goes on.
     """
-    seeds, modes = recipe.tune.finalist_seeds, modes_of(recipe)
-    best = best_records(records, metric)[:recipe.tune.finalists]
+    seeds, modes = recipe.tune.finalist_seeds, searched_modes(recipe)
+    best = _different(best_records(records, metric), metric)[:recipe.tune.finalists]
     if not seeds or len(best) * len(modes) < 2:
         return None
     plans = {record.number: _plan(recipe, record, metric, dataset, root, modes) for record in best}
@@ -52,10 +54,20 @@ def choose_finalist(
     return finals
 
 
-def modes_of(recipe: Recipe) -> tuple[FusionMode, ...]:
-    """The recipe's own fusion mode, then those that are searched beside it."""
+def searched_modes(recipe: Recipe) -> tuple[FusionMode, ...]:
+    """The fusion modes that the search names, or the recipe's own."""
     domain = split_levels(recipe)[1].get("fusion.mode")
-    return (*dict.fromkeys((recipe.fusion.mode, *(domain.choice if isinstance(domain, Choice) else ()))),)
+    return (*domain.choice,) if isinstance(domain, Choice) else (recipe.fusion.mode,)
+
+
+def _different(records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Without those that another one before them was trained like at its best epoch."""
+    kept: list[TrialRecord] = []
+    for record in records:
+        settings = record.settings_at(best_epoch(record, metric))
+        if all(settings != each.settings_at(best_epoch(each, metric)) for each in kept):
+            kept.append(record)
+    return kept
 
 
 def _plan(
@@ -78,19 +90,21 @@ def _run(
     concurrent: int,
 ) -> Mapping[str, FreshRun]:
     """What came of each job, by its name."""
-    runs = {job.name: run for job in jobs if (run := finished(job)) is not None}
+    runs = {job.name: run for job in jobs if (run := recorded(job)) is not None}
+    for job in jobs:
+        if job.name in runs:
+            delete_folder(job.uri)  # of a process that was killed before it could
     if len(runs) < len(jobs):
         logger.info(
             "the best of the search, trial %s, trained again with the seeds %s (%d of %d done)",
             " and ".join(map(str, numbers)), " and ".join(map(str, recipe.tune.finalist_seeds)), len(runs), len(jobs),
         )
     left = [job for job in jobs if job.name not in runs]
-    with contextlib.closing(run_jobs(left, Texts(dataset, workspace), concurrent)) as ended:
+    with contextlib.closing(run_jobs(left, Texts(dataset, workspace), concurrent, judges=True)) as ended:
         for job, run in ended:
             write_json_atomic(f"{job.uri}.json", run.model_dump(mode="json"))
             runs[job.name] = run
-            if run.reason is None:
-                delete_folder(job.uri)
+            delete_folder(job.uri)
             said = f"failed, {run.reason}" if run.reason is not None else _values(run.modes, recipe.tune.metric)
             logger.info("%s, seed %d: %s (%d of %d)", job.arm.replace("-", " "), run.seed, said, len(runs), len(jobs))
     return runs
@@ -102,30 +116,31 @@ def _finalist(record: TrialRecord, metric: str, runs: Sequence[FreshRun]) -> Fin
         for mode, value in run.modes.items():
             modes.setdefault(mode, {})[run.seed] = value
     failed = {run.seed: run.reason for run in runs if run.reason is not None}
-    return Finalist(record.number, max(values_of(record, metric)), modes, failed)
+    left_out = {mode: why for run in runs for mode, why in run.left_out.items()}
+    return Finalist(record.number, max(values_of(record, metric)), modes, failed, left_out)
 
 
 def _decide(recipe: Recipe, seeds: tuple[int, ...], finalists: Sequence[Finalist]) -> Finals:
-    """By the best mean of any mode, the earlier one of equals; then the mode, as the policy search chooses it."""
-    order = sorted(finalists, key=lambda each: -max(each.means.values(), default=float("-inf")))
-    best = order[0]
-    if not best.means:
+    """Each in the mode that the policy search would choose for it; the best mean of these wins, the earlier one of
+    equals."""
+    modes = {
+        each.trial: choose_mode(each.means, recipe, recipe.tune.policy_tolerance) for each in finalists if each.means
+    }
+    if not modes:
         return Finals(seeds, (*finalists,), finalists[0].trial, None)
-    return Finals(seeds, (*order,), best.trial, choose_mode(best.means, recipe, recipe.tune.policy_tolerance))
+    order = sorted(finalists, key=lambda each: -each.means[modes[each.trial]] if each.means else 0.0)
+    return Finals(seeds, (*order,), order[0].trial, modes[order[0].trial], modes)
 
 
 def _said(finals: Finals) -> str:
     if finals.mode is None or finals.mean is None:
         return "every finalist failed with some seed, so the best trial of the search is the winner"
-    others = [
-        f"trial {each.trial} {max(each.means.values()):.4f}" if each.means else f"trial {each.trial} failed"
-        for each in finals.finalists[1:]
+    said = [
+        f"trial {each.trial} failed" if (mode := finals.modes.get(each.trial)) is None
+        else f"trial {each.trial} {each.means[mode]:.4f} ({mode})"
+        for each in finals.finalists
     ]
-    against = f" ({', '.join(others)})" if others else ""
-    return (
-        f"trial {finals.trial} with fusion.mode {finals.mode} is the winner: {finals.mean:.4f} on average over these "
-        f"seeds{against}"
-    )
+    return f"trial {finals.trial} is the winner, with the best mean over {finals.seeds_in_words}: {', '.join(said)}"
 
 
 def _values(modes: Mapping[FusionMode, float], metric: str) -> str:

@@ -21,19 +21,28 @@ from pydantic import BaseModel, ConfigDict
 
 from llmrec_ray.artifact import Artifact, Workspace
 from llmrec_ray.bundle import Bundle
-from llmrec_ray.config import FusionMode, Recipe
+from llmrec_ray.config import FusionMode, Recipe, with_settings
 from llmrec_ray.data import Dataset
-from llmrec_ray.errors import ArtifactMismatchError, CorruptArtifactError, OutOfMemoryError
+from llmrec_ray.errors import (
+    ArtifactMismatchError,
+    ClusterError,
+    ConfigError,
+    CorruptArtifactError,
+    DataError,
+    DiskFullError,
+    OutOfMemoryError,
+    TrainingError,
+)
 from llmrec_ray.evaluate import validation_value
 from llmrec_ray.policy import mode_values
 from llmrec_ray.storage import read_json
 from llmrec_ray.train import fit_modes, open_start, share_cores, smaller, train_bundle
 from llmrec_ray.tune.room import trials_per_machine
-from llmrec_ray.tune.shared import text_of
+from llmrec_ray.tune.shared import READ, text_of
 from llmrec_ray.tune.trial import has_begun, in_a_line, with_late_fusion
 from llmrec_ray.types import FloatArray
 
-__all__ = ["FreshJob", "FreshRun", "Texts", "bundle_uri", "finished", "identity_of", "run_jobs"]
+__all__ = ["FreshJob", "FreshRun", "Texts", "bundle_uri", "finished", "identity_of", "recorded", "run_jobs"]
 
 WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("name", "workspace", "seed", "num_cpus", "index", "tune", "serve"), True),
@@ -44,13 +53,15 @@ WITHOUT_EFFECT: dict[str, Any] = {
 }
 """Parts of a recipe that make no other winner: names, the seed, on how many machines it is trained, in what pieces."""
 HASH_LENGTH = 16
+TRAINED: tuple[FusionMode, ...] = ("gated", "learned")
+"""Modes that are fitted to a second training, see `train.fusing`."""
 
 
 class FreshRun(BaseModel):
     """One training with a fresh seed: its validation value and Bundle, or the reason why there is none.
 
     identity: see `identity_of`. value: with the recipe's own fusion mode, or the best of `modes`, which are the values
-    of those that were asked for. bundle: id of the Bundle.
+    of those that were asked for; left_out: those that have none, and why. bundle: id of the Bundle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +70,7 @@ class FreshRun(BaseModel):
     identity: str
     value: float | None = None
     modes: dict[FusionMode, float] = {}
+    left_out: dict[FusionMode, str] = {}
     bundle: str | None = None
     reason: str | None = None
     seconds: float = 0.0
@@ -99,13 +111,19 @@ def identity_of(recipe: Recipe, dataset: Dataset, metric: str, modes: Sequence[F
     return hashlib.sha256(json.dumps([tree, dataset.id, measured], sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
 
 
-def finished(job: FreshJob) -> FreshRun | None:
-    """The record of the same run, when it has a value."""
+def recorded(job: FreshJob) -> FreshRun | None:
+    """What came of the same run before."""
     try:
         run = FreshRun.model_validate(read_json(f"{job.uri}.json"))
     except FileNotFoundError:
         return None
-    return run if run.identity == job.identity and run.value is not None else None
+    return run if run.identity == job.identity else None
+
+
+def finished(job: FreshJob) -> FreshRun | None:
+    """The same, when it has a value."""
+    run = recorded(job)
+    return run if run is not None and run.value is not None else None
 
 
 def bundle_uri(job: FreshJob, run: FreshRun) -> str:
@@ -121,7 +139,7 @@ class Texts:
 
     def of(self, recipe: Recipe) -> ray.ObjectRef:
         """Those that a recipe trains with."""
-        key = recipe.model_dump_json(include={"encoder", "fusion", "train"})
+        key = recipe.model_dump_json(include={"encoder": READ["encoder"], "train": {"warm_start"}})
         if key not in self._made:
             raw = text_of(recipe, self._dataset, self._workspace, open_start(recipe))
             self._made[key] = ray.put(raw)
@@ -129,10 +147,15 @@ class Texts:
 
 
 def run_jobs(
-    jobs: Sequence[FreshJob], texts: Texts, concurrent: int
+    jobs: Sequence[FreshJob], texts: Texts, concurrent: int, *, judges: bool = False
 ) -> Generator[tuple[FreshJob, FreshRun]]:
     """Each job and what came of it, as they end, at most `concurrent` at once on the connected Ray; closed before, it
-    cancels those that run."""
+    cancels those that run.
+
+    judges: whether something is decided by what comes of them, so that what says nothing of the recipe must not count
+    as its failure: DiskFullError and ClusterError are raised then, the latter for processes that are lost again and
+    again too.
+    """
     waiting, running = [*jobs], dict[ray.ObjectRef, FreshJob]()
     task = ray.remote(num_cpus=0)(_train_and_measure)  # it only waits for its workers, which ask for CPUs of their own
     try:
@@ -142,17 +165,24 @@ def run_jobs(
                 running[task.remote(job, texts.of(job.recipe))] = job
             [done], _ = ray.wait([*running])
             job = running.pop(done)
-            yield job, _result(done, job)
+            yield job, _result(done, job, judges)
     finally:
         for unfinished in running:
             ray.cancel(unfinished)
 
 
-def _result(done: ray.ObjectRef, job: FreshJob) -> FreshRun:
+def _result(done: ray.ObjectRef, job: FreshJob, judges: bool) -> FreshRun:
     try:
         run: FreshRun = ray.get(done)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
+        if judges and isinstance(cause, DiskFullError | ClusterError):
+            raise cause from None
+        if judges and not isinstance(error, ray.exceptions.RayTaskError):
+            raise ClusterError(
+                f"The process that trained {job.name} was lost again and again ({in_a_line(error)}): look what kills "
+                "it, such as too little memory for trials at once."
+            ) from None
         return FreshRun(arm=job.arm, seed=job.recipe.seed, identity=job.identity, reason=in_a_line(cause))
     return run
 
@@ -163,20 +193,35 @@ def _train_and_measure(job: FreshJob, raw_text: FloatArray | None) -> FreshRun:
     share_cores(trials_per_machine(job.recipe))  # fusion is fitted in this process, beside those of the other tasks
     dataset = Dataset.open(job.dataset_uri, verify=False)
     bundle = Bundle.open(_train(job, dataset, raw_text).uri, verify=False)
-    modes = _values_of_modes(job, dataset, bundle)
+    modes, left_out = _values_of_modes(job, dataset, bundle) if job.modes else ({}, {})
+    if job.modes and not modes:
+        raise TrainingError(f"no fusion.mode could be measured: {'; '.join(left_out.values())}")
     value = max(modes.values()) if modes else validation_value(job.recipe, dataset, bundle, job.metric)
     return FreshRun(
         arm=job.arm, seed=job.recipe.seed, identity=job.identity, bundle=bundle.id, value=value, modes=modes,
-        seconds=round(time.monotonic() - started, 1),
+        left_out=left_out, seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _values_of_modes(job: FreshJob, dataset: Dataset, bundle: Bundle) -> dict[FusionMode, float]:
-    if not job.modes:
-        return {}
-    fitted = fit_modes(job.recipe, dataset, bundle, job.modes)
+def _values_of_modes(
+    job: FreshJob, dataset: Dataset, bundle: Bundle
+) -> tuple[dict[FusionMode, float], dict[FusionMode, str]]:
+    """The values of those that go with the recipe and can be fitted, and why the others have none."""
+    possible, left_out = list[FusionMode](), dict[FusionMode, str]()
+    for mode in job.modes:
+        try:
+            with_settings(job.recipe, {"fusion.mode": mode})
+        except ConfigError as error:
+            left_out[mode] = in_a_line(error).strip()
+        else:
+            possible.append(mode)
+    try:
+        fitted = fit_modes(job.recipe, dataset, bundle, possible)
+    except DataError as error:
+        left_out |= {mode: in_a_line(error) for mode in possible if mode in TRAINED}
+        fitted = fit_modes(job.recipe, dataset, bundle, [mode for mode in possible if mode not in TRAINED])
     fusions = {mode: each.fusion for mode, each in fitted.items()}
-    return mode_values(job.recipe, dataset, bundle, fusions, metric=job.metric)
+    return mode_values(job.recipe, dataset, bundle, fusions, metric=job.metric), left_out
 
 
 def _train(job: FreshJob, dataset: Dataset, raw_text: FloatArray | None) -> Artifact:

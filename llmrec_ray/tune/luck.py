@@ -102,14 +102,15 @@ def paired(confirmation: Confirmation) -> Paired:
 class Gap:
     """The winner's figure at each step away from what it was chosen by.
 
-    search: its value in the search. fresh: mean on validation over fresh seeds. validation, test: of the one model that
-    looked at test. None where there is no such figure.
+    search: its value in the search, or among finalists when `by_finalists`. fresh: mean on validation over fresh seeds.
+    validation, test: of the one model that looked at test. None where there is no such figure.
     """
 
     search: float
     fresh: float | None
     validation: float | None
     test: float | None
+    by_finalists: bool = False
 
     @property
     def flattered(self) -> float | None:
@@ -125,8 +126,9 @@ class Gap:
         """Both gaps in words, as far as they are known."""
         said = []
         if self.flattered is not None:
+            saw = "Its seeds as a finalist gave" if self.by_finalists else "The search saw"
             said.append(
-                f"The search saw {self.search:.4f} {metric} for the winner, fresh seeds give {self.fresh:.4f} on the "
+                f"{saw} {self.search:.4f} {metric} for the winner, fresh seeds give {self.fresh:.4f} on the "
                 f"same split ({_signed(-self.flattered)}): the part that was chance of the trial."
             )
         if self.generalisation is not None:
@@ -137,11 +139,11 @@ class Gap:
         return " ".join(said)
 
 
-def gap(search: float, confirmation: Confirmation) -> Gap:
+def gap(search: float, confirmation: Confirmation, *, by_finalists: bool = False) -> Gap:
     """search: the winner's value that it was chosen by, best measured as `confirmation` was."""
     values = [value for value in confirmation.winner.values() if math.isfinite(value)]
     scored = None if confirmation.test_seed is None else confirmation.winner.get(confirmation.test_seed)
-    return Gap(search, float(np.mean(values)) if values else None, scored, confirmation.test)
+    return Gap(search, float(np.mean(values)) if values else None, scored, confirmation.test, by_finalists)
 
 
 def _signed(difference: float) -> str:

@@ -18,13 +18,14 @@ class Finalist:
     """One of the best trials, trained again with every seed of `Finals`.
 
     value: in the search. modes: fusion mode -> seed -> validation metric of the served pipeline. failed: seed -> why
-    it has none.
+    it has none. left_out: mode -> why it has none.
     """
 
     trial: int
     value: float
     modes: Mapping[FusionMode, Mapping[int, float]]
     failed: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[FusionMode, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[FusionMode, float]:
@@ -40,18 +41,25 @@ class Finals:
     """What chose the winner among the best trials: the mean over several seeds, and its fusion mode with it.
 
     finalists: the best mean first, then those without one. mode: None when no finalist has a mean, so that the best
-    trial of the search won as without them.
+    trial of the search won as without them. modes: trial -> the mode that it was compared in.
     """
 
     seeds: tuple[int, ...]
     finalists: tuple[Finalist, ...]
     trial: int
     mode: FusionMode | None
+    modes: Mapping[int, FusionMode] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
         """The winner's, in its mode."""
         return None if self.mode is None else self.finalists[0].means[self.mode]
+
+    @property
+    def seeds_in_words(self) -> str:
+        """`seed 11`, `seeds 11, 12 and 13`."""
+        *others, last = map(str, self.seeds)
+        return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
 
 
 @dataclass(frozen=True)

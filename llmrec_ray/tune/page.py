@@ -213,12 +213,19 @@ class _View:
         return sorted(rows, key=lambda row: (not row.is_winner, row.mean is None, -(row.mean or 0.0)))
 
     @property
+    def compares_modes(self) -> bool:
+        return len({row.mode for row in self.finalist_rows}) > 1
+
+    @property
     def finalist_failures(self) -> list[tuple[str, str]]:
         """Which training of a finalist failed, and why."""
         found = self.outcome.finals
         return [] if found is None else [
             (f"trial {each.trial}, seed {seed}", reason)
             for each in found.finalists for seed, reason in each.failed.items()
+        ] + [
+            (f"trial {each.trial} with fusion.mode {mode}", reason)
+            for each in found.finalists for mode, reason in each.left_out.items()
         ]
 
     @cached_property
@@ -231,7 +238,11 @@ class _View:
         """From the value that was chosen by, on stored scores where the policy was searched, to test."""
         found, policy = self.outcome.confirmation, self.outcome.policy
         searched = self.winner.value if policy is None else policy.value
-        return None if found is None or searched is None else gap(searched, found)
+        if self.finals is not None:
+            searched = self.finals.mean
+        return None if found is None or searched is None else gap(
+            searched, found, by_finalists=self.finals is not None
+        )
 
     @property
     def endings(self) -> str:
@@ -318,7 +329,7 @@ class _View:
         axes = [self._axis(key) for key in self.axis_keys]
         axes.append(value_scale(values).axis(self.metric_name, values))
         winner = self.winner
-        said = f"{len(values)} trials; the best is trial {winner.record.number} with {self._settings(winner)}."
+        said = f"{len(values)} trials; the winner is trial {winner.record.number} with {self._settings(winner)}."
         return parallel_coordinates("parallel", "What was tried, and what came of it", said, axes, self.traces)
 
     @property

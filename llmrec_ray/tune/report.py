@@ -17,7 +17,7 @@ from typing import Any
 
 from llmrec_ray.config import Recipe, validate_recipe
 from llmrec_ray.errors import ConfigError
-from llmrec_ray.tune.outcome import Outcome
+from llmrec_ray.tune.outcome import Finals, Outcome
 from llmrec_ray.tune.page import changed_settings, render_page
 from llmrec_ray.tune.records import best_epoch, values_of
 from llmrec_ray.tune.table import results_table
@@ -66,7 +66,7 @@ def outcome_figures(outcome: Outcome) -> dict[str, Any]:
             "trial": outcome.winner.number, "epoch": epoch,
             "settings": outcome.winner.settings_at(epoch), "value": max(values_of(outcome.winner, outcome.metric)),
         },
-        "overrides": outcome.overrides, "finals": None if outcome.finals is None else asdict(outcome.finals),
+        "overrides": outcome.overrides, "finals": None if outcome.finals is None else _finals(outcome.finals),
         "policy": None if outcome.policy is None else {name: getattr(outcome.policy, name) for name in OF_POLICY},
         "confirmation": None if outcome.confirmation is None else asdict(outcome.confirmation),
     }
@@ -78,9 +78,16 @@ def _chosen_by(outcome: Outcome) -> list[str]:
         value = max(values_of(outcome.winner, outcome.metric))
         return [f"The best recipe of campaign {outcome.name}: trial {trial}, the best of {trials},",
                 f"{outcome.label} {value:.4f}."]
-    seeds = " and ".join(map(str, finals.seeds))
     return [f"The best recipe of campaign {outcome.name}: trial {trial} of {trials}, the best finalist,",
-            f"validation {outcome.recipe.tune.metric} {finals.mean:.4f} as served, mean of the seeds {seeds}."]
+            f"validation {outcome.recipe.tune.metric} {finals.mean:.4f} as served, mean of {finals.seeds_in_words}, "
+            "before what needs no training was searched."]
+
+
+def _finals(finals: Finals) -> dict[str, Any]:
+    found = asdict(finals)
+    for each, figures in zip(finals.finalists, found["finalists"], strict=True):
+        figures["means"] = each.means
+    return found
 
 
 def _unnamed(recipe: Recipe) -> Recipe:
