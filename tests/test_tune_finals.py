@@ -112,6 +112,7 @@ def test_a_campaign_that_is_shown_again_trains_only_what_is_new_and_removes_what
     monkeypatch.setattr(finals_module, "run_jobs", noted)
     records = (record(0, 0.01, 0.5), record(1, DIVERGES, 0.9), record(2, 0.03, 0.4))
     assert chosen(recipe, dataset, copied, *records) == finals and tried == []
+    assert [*chosen(recipe, dataset, copied, *records).finalists[0].modes] == [*finals.finalists[0].modes]
     assert not (copied / "finals" / "trial-0-11").exists()
     wider = ("tune.finalists=3", "tune.finalist_seeds=[11, 12, 13]", "tune.policy_tolerance=0.1")
     more = override_recipe(recipe, [*wider])

@@ -47,7 +47,7 @@ def choose_finalist(
     jobs = [plan[n] for n in range(len(seeds)) for plan in plans.values()]
     runs = _run(jobs, recipe, [record.number for record in best], dataset, workspace, concurrent)
     finalists = [
-        _finalist(record, metric, [runs[job.name] for job in plans[record.number]]) for record in best
+        _finalist(record, metric, modes, [runs[job.name] for job in plans[record.number]]) for record in best
     ]
     finals = _decide(recipe, seeds, finalists)
     logger.info("%s", _said(finals))
@@ -110,14 +110,15 @@ def _run(
     return runs
 
 
-def _finalist(record: TrialRecord, metric: str, runs: Sequence[FreshRun]) -> Finalist:
-    modes: dict[FusionMode, dict[int, float]] = {}
-    for run in runs:
-        for mode, value in run.modes.items():
-            modes.setdefault(mode, {})[run.seed] = value
+def _finalist(
+    record: TrialRecord, metric: str, modes: Sequence[FusionMode], runs: Sequence[FreshRun]
+) -> Finalist:
+    """Modes in the order that they are named in, which records do not keep."""
+    values = {mode: {run.seed: run.modes[mode] for run in runs if mode in run.modes} for mode in modes}
     failed = {run.seed: run.reason for run in runs if run.reason is not None}
-    left_out = {mode: why for run in runs for mode, why in run.left_out.items()}
-    return Finalist(record.number, max(values_of(record, metric)), modes, failed, left_out)
+    left_out = {mode: run.left_out[mode] for mode in modes for run in runs if mode in run.left_out}
+    measured = {mode: by_seed for mode, by_seed in values.items() if by_seed}
+    return Finalist(record.number, max(values_of(record, metric)), measured, failed, left_out)
 
 
 def _decide(recipe: Recipe, seeds: tuple[int, ...], finalists: Sequence[Finalist]) -> Finals:
