@@ -21,7 +21,7 @@ from llmrec_ray.tune import finals as finals_module
 from llmrec_ray.tune import fresh
 from llmrec_ray.tune.finals import _decide, _said, choose_finalist, searched_modes
 from llmrec_ray.tune.fresh import FreshJob, FreshRun, Texts, run_jobs
-from llmrec_ray.tune.outcome import Finalist, Finals
+from llmrec_ray.tune.outcome import Finalist, Finals, in_words
 from llmrec_ray.tune.records import TrialRecord
 from tests.outcomes import METRIC, made_record, searched_recipe
 from tests.test_tune_confirm import recipe_of
@@ -187,6 +187,11 @@ def test_when_every_finalist_failed_the_best_of_the_search_wins():
 def test_modes_are_those_that_are_searched_or_the_recipes_own():
     assert searched_modes(searched_recipe()) == ("learned",)
     assert searched_modes(searched_recipe("tune.search={fusion.mode: {choice: [late, gated]}}")) == ("late", "gated")
+
+
+@pytest.mark.parametrize(("numbers", "said"), [((11,), "11"), ((11, 5), "11 and 5"), ((1, 2, 3), "1, 2 and 3")])
+def test_numbers_are_listed_as_people_do(numbers, said):
+    assert in_words(numbers) == said
 
 
 def test_trials_with_equal_settings_are_one_finalist(recipe, dataset, tmp_path):

@@ -17,7 +17,7 @@ from llmrec_ray.data import Dataset
 from llmrec_ray.policy import choose_mode
 from llmrec_ray.storage import delete_folder, write_json_atomic
 from llmrec_ray.tune.fresh import FreshJob, FreshRun, Texts, identity_of, recorded, run_jobs
-from llmrec_ray.tune.outcome import Finalist, Finals
+from llmrec_ray.tune.outcome import Finalist, Finals, in_words
 from llmrec_ray.tune.records import TrialRecord, best_epoch, best_records, values_of
 from llmrec_ray.tune.space import split_levels
 
@@ -96,8 +96,8 @@ def _run(
             delete_folder(job.uri)  # of a process that was killed before it could
     if len(runs) < len(jobs):
         logger.info(
-            "the best of the search, trial %s, trained again with the seeds %s (%d of %d done)",
-            " and ".join(map(str, numbers)), " and ".join(map(str, recipe.tune.finalist_seeds)), len(runs), len(jobs),
+            "finalists, trial %s, are trained again with seed %s, which choose the winner (%d of %d done)",
+            in_words(numbers), in_words(recipe.tune.finalist_seeds), len(runs), len(jobs),
         )
     left = [job for job in jobs if job.name not in runs]
     with contextlib.closing(run_jobs(left, Texts(dataset, workspace), concurrent, judges=True)) as ended:
@@ -110,9 +110,7 @@ def _run(
     return runs
 
 
-def _finalist(
-    record: TrialRecord, metric: str, modes: Sequence[FusionMode], runs: Sequence[FreshRun]
-) -> Finalist:
+def _finalist(record: TrialRecord, metric: str, modes: Sequence[FusionMode], runs: Sequence[FreshRun]) -> Finalist:
     """Modes in the order that they are named in, which records do not keep."""
     values = {mode: {run.seed: run.modes[mode] for run in runs if mode in run.modes} for mode in modes}
     failed = {run.seed: run.reason for run in runs if run.reason is not None}

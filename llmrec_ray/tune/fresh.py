@@ -221,7 +221,7 @@ def _values_of_modes(
         left_out |= {mode: in_a_line(error) for mode in possible if mode in TRAINED}
         fitted = fit_modes(job.recipe, dataset, bundle, [mode for mode in possible if mode not in TRAINED])
     fusions = {mode: each.fusion for mode, each in fitted.items()}
-    return mode_values(job.recipe, dataset, bundle, fusions, metric=job.metric), left_out
+    return mode_values(job.recipe, dataset, bundle, fusions, metric=job.metric) if fusions else {}, left_out
 
 
 def _train(job: FreshJob, dataset: Dataset, raw_text: FloatArray | None) -> Artifact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -10,7 +10,7 @@ from llmrec_ray.config import Domain, FusionMode, Recipe
 from llmrec_ray.policy import PolicyFound
 from llmrec_ray.tune.records import TrialRecord
 
-__all__ = ["Confirmation", "Finalist", "Finals", "Outcome"]
+__all__ = ["Confirmation", "Finalist", "Finals", "Outcome", "in_words"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,13 @@ class Finals:
     @property
     def seeds_in_words(self) -> str:
         """`seed 11`, `seeds 11, 12 and 13`."""
-        *others, last = map(str, self.seeds)
-        return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
+        return f"seed{'s' if len(self.seeds) > 1 else ''} {in_words(self.seeds)}"
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """`11`, `11 and 12`, `11, 12 and 13`."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 @dataclass(frozen=True)
