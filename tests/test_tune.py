@@ -42,7 +42,7 @@ from llmrec_ray.tune.trial import run_leg
 from tests.boards import board_recipe, write_board
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors need not import tests
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 RATES = {"train.learning_rate": {"loguniform": [1e-3, 1e-1]}}
 
