@@ -96,7 +96,7 @@ def _run(
             delete_folder(job.uri)  # of a process that was killed before it could
     if len(runs) < len(jobs):
         logger.info(
-            "finalists, trial %s, are trained again with seed %s, which choose the winner (%d of %d done)",
+            "finals: trial %s again, with seed %s; the best mean wins (%d of %d done)",
             in_words(numbers), in_words(recipe.tune.finalist_seeds), len(runs), len(jobs),
         )
     left = [job for job in jobs if job.name not in runs]
