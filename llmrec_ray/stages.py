@@ -123,9 +123,13 @@ def tune_stage(recipe: Recipe, dataset_uri: str | None = None, *, resume: str | 
     with ray_for(recipe):
         campaign = tune(recipe, dataset, _workspace(recipe), resume=resume)
     metrics = campaign.manifest.metrics
-    logger.info("campaign %s: of %d trials number %d is the winner, in the search %s %.4f, with %s", metrics["name"],
-                metrics["trials"], metrics["winner"], metrics["metric"], metrics["value"],
-                ", ".join(best_overrides(campaign)))
+    finals = metrics["finals"]
+    logger.info(
+        "campaign %s: of %d trials number %d is the winner, in the search %s %.4f%s; its settings: %s", metrics["name"],
+        metrics["trials"], metrics["winner"], metrics["metric"], metrics["value"],
+        "" if finals is None or finals["value"] is None else f", as a finalist {finals['value']:.4f} as served",
+        ", ".join(best_overrides(campaign)),
+    )
     logger.info("The report is %s/report.html, the recipe of the winner %s/best.yaml", campaign.uri, campaign.uri)
     return campaign
 
