@@ -31,11 +31,12 @@ from llmrec_ray.tune.charts import (
     share_bars,
     slice_chart,
 )
+from llmrec_ray.tune.finalist_table import FinalistTable, finalist_table
 from llmrec_ray.tune.importance import Importance, parameter_importance
 from llmrec_ray.tune.luck import Gap, Paired, gap, paired
 from llmrec_ray.tune.outcome import Finals, Outcome
 from llmrec_ray.tune.records import TrialRecord, value_at, values_of
-from llmrec_ray.tune.written import setting_of, setting_text
+from llmrec_ray.tune.written import duration_text, finalists_text, scheduler_text, setting_of, setting_text
 
 __all__ = ["changed_settings", "render_page"]
 
@@ -91,17 +92,6 @@ class _Row:
             for part in self.record.parts
         ]
         return [remark for remark in (self.record.reason, retried, *taken) if remark]
-
-
-@dataclass(frozen=True)
-class _FinalistRow:
-    """A finalist in one fusion mode. by_seed: in the order of the seeds."""
-
-    trial: int
-    mode: str
-    by_seed: list[float | None]
-    mean: float | None
-    is_winner: bool
 
 
 class _View:
@@ -200,33 +190,8 @@ class _View:
         return None if found is None or found.mode is None else found
 
     @property
-    def finalist_rows(self) -> list[_FinalistRow]:
-        """One for each finalist and fusion mode, the winner first, then by the mean, then without one."""
-        found = self.outcome.finals
-        if found is None:
-            return []
-        rows = [
-            _FinalistRow(each.trial, mode, [each.modes[mode].get(seed) for seed in found.seeds], each.means.get(mode),
-                         (each.trial, mode) == (found.trial, found.mode))
-            for each in found.finalists for mode in each.modes
-        ]
-        return sorted(rows, key=lambda row: (not row.is_winner, row.mean is None, -(row.mean or 0.0)))
-
-    @property
-    def compares_modes(self) -> bool:
-        return len({row.mode for row in self.finalist_rows}) > 1
-
-    @property
-    def finalist_failures(self) -> list[tuple[str, str]]:
-        """Which training of a finalist failed, and why."""
-        found = self.outcome.finals
-        return [] if found is None else [
-            (f"trial {each.trial}, seed {seed}", reason)
-            for each in found.finalists for seed, reason in each.failed.items()
-        ] + [
-            (f"trial {each.trial} with fusion.mode {mode}", reason)
-            for each in found.finalists for mode, reason in each.left_out.items()
-        ]
+    def finalists(self) -> FinalistTable | None:
+        return None if self.outcome.finals is None else finalist_table(self.outcome.finals)
 
     @cached_property
     def luck(self) -> Paired | None:
@@ -400,11 +365,13 @@ class _View:
             ("Recipe", recipe.name), ("Dataset", self.outcome.dataset), ("Split", recipe.data.split),
             ("Maximised", self.outcome.label),
             ("Proposed by", "chance" if config.algorithm == "random" else "Optuna's TPE"),
-            ("Ended early by", _scheduler(config)),
+            ("Ended early by", scheduler_text(config)),
             ("Budget", f"{config.trials} trials" + (f", {config.time_budget_s:g} s" if config.time_budget_s else "")),
             ("Seed of the search", str(recipe.seed)),
-            ("Finalists", _finalists(config)), ("Fresh seeds", ", ".join(map(str, config.fresh_seeds)) or "none"),
-            ("Wall time of the search", _duration(self.outcome.seconds)), ("Time in epochs", _duration(training)),
+            ("Finalists", finalists_text(config)),
+            ("Fresh seeds", ", ".join(map(str, config.fresh_seeds)) or "none"),
+            ("Wall time of the search", duration_text(self.outcome.seconds)),
+            ("Time in epochs", duration_text(training)),
             ("Outside of epochs", f"{overhead:.1f} s a trial"),
         ]
 
@@ -476,27 +443,6 @@ def _known(value: float | None) -> float | None:
 def _metric_name(metric: str) -> str:
     name, _, k = metric.partition("@")
     return f"{NAMES.get(name, name.upper())}@{k}"
-
-
-def _finalists(config: Any) -> str:
-    seeds = ", ".join(map(str, config.finalist_seeds))
-    return f"{config.finalists}, seeds {seeds}" if seeds else "none"
-
-
-def _scheduler(config: Any) -> str:
-    if config.scheduler == "asha":
-        return f"ASHA: from epoch {config.grace_epochs}, one in {config.reduction_factor} goes on"
-    rules = config.pbt_rules
-    return "nothing" if config.scheduler == "none" else (
-        f"nothing; PBT: every {rules.every_epochs} epochs the worst {rules.quantile:.0%} take over from the best"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _or_dash(value: float | None) -> str:

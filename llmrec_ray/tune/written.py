@@ -1,6 +1,7 @@
-"""Recipes and their settings -> text as a person would write it, in YAML.
+"""Recipes and their settings -> text as a person would write it, in YAML or in words.
 
-A recipe is written with what differs from the defaults only, and loads again as an equal one. Does not know campaigns.
+A recipe is written with what differs from the defaults only, and loads again as an equal one. Does not know how
+campaigns went.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from llmrec_ray.config import Recipe
+from llmrec_ray.config import Recipe, TuneConfig
 
-__all__ = ["recipe_yaml", "setting_of", "setting_text"]
+__all__ = ["duration_text", "finalists_text", "recipe_yaml", "scheduler_text", "setting_of", "setting_text"]
 
 LINE_WIDTH = 100
 
@@ -54,3 +55,26 @@ class _Dumper(yaml.SafeDumper):
 
 def _dump(tree: Mapping[str, Any]) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=LINE_WIDTH)
+
+def finalists_text(config: TuneConfig) -> str:
+    """`3, seeds 11, 12`, or `none`."""
+    seeds = ", ".join(map(str, config.finalist_seeds))
+    return f"{config.finalists}, seeds {seeds}" if seeds else "none"
+
+
+def scheduler_text(config: TuneConfig) -> str:
+    """What ends trials early, or changes them."""
+    if config.scheduler == "asha":
+        return f"ASHA: from epoch {config.grace_epochs}, one in {config.reduction_factor} goes on"
+    rules = config.pbt_rules
+    return "nothing" if config.scheduler == "none" else (
+        f"nothing; PBT: every {rules.every_epochs} epochs the worst {rules.quantile:.0%} take over from the best"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """`3.4 s`, `12 min 5 s`, `2 h 7 min`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
